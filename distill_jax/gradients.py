@@ -1,0 +1,198 @@
+"""Other ways for the same derivative to flow.
+
+With g(theta, d) = grad_theta loss, the backward pass of one inner step needs, for a
+cotangent v on theta, only
+
+    H_tt v = d/dtheta <g, v>     and     H_dt v = d/dd <g, v>,
+
+d being the step's sentences and labels. `mixed_mode` gets both, exactly, from one
+forward-over-reverse product (Kemaev et al. 2025, arXiv:2505.00793);
+`checkpointed_scan` bounds memory in the number of steps; `chunked` bounds it in the
+size of the real batch; `clip_by_running_mean` tames the meta-gradient.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from distill_jax.types import Batch, LossFn, Params
+
+
+def mixed_mode(loss_fn: LossFn) -> Callable[[Params, Batch], tuple[jax.Array, Params]]:
+    """Makes the inner gradient whose own derivative is forward-over-reverse.
+
+    A drop-in for `jax.value_and_grad`: same value, same derivative for theta, `x`
+    and `y`. The loss it returns is a report and carries no derivative, and neither
+    does the mask. A `loss_fn` with a `route` makes its discrete choices once a step.
+
+    Args:
+        loss_fn: `(theta, batch, route=None) -> loss`.
+
+    Returns:
+        `(theta, batch) -> (loss, gradient)`.
+    """
+    route_fn = getattr(loss_fn, "route", None)
+
+    def loss_at(theta, x, y, mask, route):
+        choices = {} if route is None else {"route": route}
+        return loss_fn(theta, Batch(x, mask, y), **choices)
+
+    @jax.custom_vjp
+    def value_and_grad(theta, batch):
+        return forward(theta, batch)[0]
+
+    def forward(theta, batch):
+        # Tied to theta, or what depends on the sentences alone (all their windows)
+        # is hoisted out of the loop and kept for every step.
+        t, b = lax.optimization_barrier((theta, batch))
+        route = None if route_fn is None else route_fn(t, b)
+        out = jax.value_and_grad(loss_at)(t, b.x, b.y, b.mask, route)
+        return out, (theta, batch, route)
+
+    def backward(saved, cotangent):
+        theta, batch, route = lax.optimization_barrier(saved)
+        _, v = cotangent
+        tokens = jnp.issubdtype(batch.x.dtype, jnp.integer)
+
+        def grads(theta):
+            if tokens:
+                g_theta, g_y = jax.grad(loss_at, (0, 2))(
+                    theta, batch.x, batch.y, batch.mask, route
+                )
+                return g_theta, None, g_y
+            return jax.grad(loss_at, (0, 1, 2))(
+                theta, batch.x, batch.y, batch.mask, route
+            )
+
+        _, (H_theta, H_x, H_y) = jax.jvp(grads, (theta,), (v,))
+        return H_theta, Batch(x=H_x, mask=None, y=H_y)  # type: ignore[arg-type]
+
+    value_and_grad.defvjp(forward, backward)
+    return value_and_grad
+
+
+def checkpointed_scan(segment: int | None = None) -> Callable:
+    """Makes a `lax.scan` that keeps the carry of every `segment`-th step only.
+
+    The backward pass recomputes a segment from its first carry, so memory grows with
+    `length / segment + segment`, least at the square root (Griewank 1992).
+
+    Args:
+        segment: steps recomputed together; the square root of the length unless given.
+
+    Returns:
+        A function `(f, carry, xs) -> (carry, ys)` equal to `lax.scan`.
+    """
+
+    def scan(f, init, xs):
+        length = jax.tree.leaves(xs)[0].shape[0]
+        size = segment or max(1, round(length**0.5))
+        whole = length - length % size
+        inner = jax.checkpoint(lambda c, x: lax.scan(f, c, x), prevent_cse=False)
+        heads = jax.tree.map(
+            lambda a: a[:whole].reshape(whole // size, size, *a.shape[1:]), xs
+        )
+        carry, ys = lax.scan(inner, init, heads)
+        ys = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), ys)
+        if whole == length:
+            return carry, ys
+        carry, rest = inner(carry, jax.tree.map(lambda a: a[whole:], xs))
+        return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, rest)
+
+    return scan
+
+
+def chunked(loss_fn: LossFn, size: int) -> LossFn:
+    """The same mean loss, taken over chunks of the batch, its gradient beside it.
+
+    Loss and gradient of one chunk are computed together and added up, so memory is
+    that of one chunk. First derivatives for theta only: the real batch is data, and
+    nothing flows back into it.
+
+    Args:
+        loss_fn: `(theta, batch) -> mean loss` over rows whose `y` is not all zero.
+        size: examples in a chunk; must divide the batch.
+
+    Raises:
+        ValueError: on a batch that `size` does not divide.
+    """
+
+    def loss_and_grad(theta, batch):
+        n = batch.y.shape[0]
+        if n % size:
+            raise ValueError(f"chunks of {size} do not divide a batch of {n}")
+        chunks = jax.tree.map(lambda a: a.reshape(n // size, size, *a.shape[1:]), batch)
+
+        def add(total, chunk):
+            weight = (chunk.y != 0).any(-1).sum().astype(total[0].dtype)
+            out = jax.value_and_grad(loss_fn)(theta, chunk)
+            return jax.tree.map(lambda t, o: t + weight * o, total, out), weight
+
+        zeros = jax.tree.map(
+            lambda a: jnp.zeros(a.shape, a.dtype),
+            jax.eval_shape(
+                jax.value_and_grad(loss_fn), theta, jax.tree.map(lambda a: a[0], chunks)
+            ),
+        )
+        total, weights = lax.scan(add, zeros, chunks)
+        return jax.tree.map(lambda t: t / jnp.maximum(weights.sum(), 1), total)
+
+    @jax.custom_vjp
+    def loss(theta, batch):
+        return loss_and_grad(theta, batch)[0]
+
+    def backward(grad, cotangent):
+        return jax.tree.map(lambda g: cotangent * g, grad), None
+
+    loss.defvjp(loss_and_grad, backward)
+    return loss
+
+
+class RunningMeanState(NamedTuple):
+    """`mean`: running mean of the (clipped) norms; `count`: norms seen."""
+
+    mean: jax.Array
+    count: jax.Array
+
+
+def clip_by_running_mean(
+    factor: float = 2.0, decay: float = 0.9
+) -> optax.GradientTransformation:
+    """Clips the global norm at `factor` times its running mean.
+
+    As the meta-gradient of a long unroll is heavy-tailed (Feng et al. 2024,
+    RaT-BPTT). The first gradient passes and sets the scale; each later norm enters
+    the mean as clipped, so that one outlier cannot raise the bar.
+
+    Args:
+        factor: how far above the mean a norm may be, over 1.
+        decay: of the running mean, in [0, 1).
+
+    Raises:
+        ValueError: on a factor or decay out of its range.
+    """
+    if not factor > 1:
+        raise ValueError(f"factor must be over 1, got {factor}")
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must be in [0, 1), got {decay}")
+
+    def init(params):
+        del params
+        return RunningMeanState(jnp.zeros(()), jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None):
+        del params
+        norm = optax.tree.norm(updates)
+        first = state.count == 0
+        limit = jnp.where(first, norm, factor * state.mean)
+        scale = jnp.where(norm > limit, limit / jnp.maximum(norm, 1e-30), 1.0)
+        updates = jax.tree.map(lambda u: (u * scale).astype(u.dtype), updates)
+        clipped = jnp.minimum(norm, limit)
+        mean = jnp.where(first, clipped, decay * state.mean + (1 - decay) * clipped)
+        return updates, RunningMeanState(mean.astype(state.mean.dtype), state.count + 1)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,67 @@
+"""Losses and scores of a `Model` on a `Batch`."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.types import Batch, LossFn, Model, Params
+
+
+def logits_fn(model: Model) -> Callable[..., jax.Array]:
+    """Makes `(theta, batch, *, key=None, route=None) -> logits [B, C]`.
+
+    Integer `batch.x` is embedded here and nowhere else.
+    """
+
+    def logits(theta: Params, batch: Batch, *, key=None, route=None) -> jax.Array:
+        choices = {} if model.route is None else {"route": route}
+        x = _embedded(model, theta, batch)
+        return model.apply(theta, x, batch.mask, key=key, **choices)
+
+    return logits
+
+
+def route_fn(model: Model) -> Callable[[Params, Batch], object] | None:
+    """Makes `(theta, batch) -> route`, or None where the model has no choices."""
+    if model.route is None:
+        return None
+
+    def route(theta: Params, batch: Batch):
+        return model.route(theta, _embedded(model, theta, batch), batch.mask)
+
+    return route
+
+
+def cross_entropy(model: Model) -> LossFn:
+    """Makes the mean cross-entropy in nats, for hard and soft labels alike.
+
+    Rows of `batch.y` that are all zero (padding of a last batch) count for nothing.
+    The result carries the model's `route` for `gradients.mixed_mode`.
+    """
+    logits = logits_fn(model)
+
+    def loss(theta: Params, batch: Batch, route=None) -> jax.Array:
+        log_probs = jax.nn.log_softmax(logits(theta, batch, route=route))
+        count = jnp.maximum((batch.y != 0).any(-1).sum(), 1)
+        return -(batch.y * log_probs).sum() / count
+
+    loss.route = route_fn(model)
+    return loss
+
+
+def num_correct(model: Model) -> Callable[[Params, Batch], jax.Array]:
+    """Makes `(theta, batch) -> how many examples are classified right`, int32."""
+    logits = logits_fn(model)
+
+    def correct(theta: Params, batch: Batch) -> jax.Array:
+        hit = logits(theta, batch).argmax(-1) == batch.y.argmax(-1)
+        return (hit & (batch.y != 0).any(-1)).sum()
+
+    return correct
+
+
+def _embedded(model: Model, theta: Params, batch: Batch) -> jax.Array:
+    if jnp.issubdtype(batch.x.dtype, jnp.integer):
+        return model.embed(theta, batch.x)
+    return batch.x
