@@ -1,0 +1,29 @@
+"""Networks as `Model`s: `(vectors, num_classes, *, settings) -> Model`."""
+
+from collections.abc import Callable
+
+from distill_jax.models.adapters import from_linen, from_nnx
+from distill_jax.models.bag import bag
+from distill_jax.models.bilstm import bilstm
+from distill_jax.models.text_cnn import kim_cnn, text_cnn
+from distill_jax.models.transformer import transformer
+from distill_jax.types import Model
+
+MODELS: dict[str, Callable[..., Model]] = {
+    "bag": bag,
+    "bilstm": bilstm,
+    "kim_cnn": kim_cnn,
+    "text_cnn": text_cnn,
+    "transformer": transformer,
+}
+
+__all__ = [
+    "MODELS",
+    "bag",
+    "bilstm",
+    "from_linen",
+    "from_nnx",
+    "kim_cnn",
+    "text_cnn",
+    "transformer",
+]

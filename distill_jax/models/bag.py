@@ -1,0 +1,49 @@
+"""A bag of embeddings: mean over the tokens, one hidden layer."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from distill_jax.models.adapters import from_linen, positive, probability, word_vectors
+from distill_jax.types import Model
+
+
+class _Bag(nn.Module):
+    num_classes: int
+    hidden: int
+    dropout: float
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
+        weight = mask.astype(x.dtype)[..., None]
+        h = (x * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
+        h = nn.Dense(self.hidden, param_dtype=self.param_dtype, name="hidden")(h)
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(h))
+        return nn.Dense(self.num_classes, param_dtype=self.param_dtype, name="out")(h)
+
+
+def bag(
+    vectors: Any, num_classes: int, *, hidden: int = 128, dropout: float = 0.0
+) -> Model:
+    """Mean of the word vectors, a ReLU layer, logits (Iyyer et al. 2015, one layer).
+
+    Args:
+        vectors: frozen word vectors `[V, D]`, row 0 padding.
+        num_classes: C.
+        hidden: width of the hidden layer.
+        dropout: rate on the hidden layer, in [0, 1).
+
+    Returns:
+        The model; its parameters have the dtype of `vectors`.
+
+    Raises:
+        ValueError: on a size or rate out of its range, or a bad table.
+    """
+    table = word_vectors(vectors)
+    positive(num_classes=num_classes, hidden=hidden)
+    return from_linen(
+        _Bag(num_classes, hidden, probability(dropout), table.dtype), table
+    )

@@ -1,0 +1,434 @@
+"""Every registered model, and every module that the adapters take, behaves alike."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from distill_jax import core, gradients, losses
+from distill_jax.models import MODELS
+from distill_jax.models.adapters import from_linen, from_nnx
+from distill_jax.models.bag import bag
+from distill_jax.models.bilstm import bilstm
+from distill_jax.models.text_cnn import text_cnn
+from distill_jax.models.transformer import transformer
+from distill_jax.types import Batch, Distilled
+
+V, D, L, C = 11, 6, 5, 3
+SMALL = {
+    "text_cnn": {"widths": (2, 3), "filters": 4, "hidden": 5},
+    "kim_cnn": {"widths": (1, 3), "filters": 4},
+    "bag": {"hidden": 5},
+    "bilstm": {"hidden": 3, "layers": 2},
+    "transformer": {"width": 8, "heads": 2, "layers": 1, "mlp": 8},
+}
+VECTORS = np.random.default_rng(0).normal(size=(V, D))
+VECTORS[0] = 0
+TOKENS = jnp.array([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8], [9, 0, 0, 0, 0]])
+MASK = (TOKENS > 0).astype(float)
+
+each_model = pytest.mark.parametrize("name", sorted(MODELS))
+
+
+@functools.cache
+def built(name):
+    model = MODELS[name](VECTORS, C, **SMALL.get(name, {}))
+    return model, jax.jit(model.init)(jax.random.key(3)), jax.jit(model.apply)
+
+
+def batch_of(model, params, tokens=TOKENS, mask=MASK):
+    y = jax.nn.softmax(jax.random.normal(jax.random.key(8), (len(tokens), C)))
+    return Batch(model.embed(params, tokens), mask, y)
+
+
+def close(a, b, rtol=1e-12):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol, rtol), a, b)
+
+
+def test_every_model_has_a_small_setting():
+    assert set(SMALL) == set(MODELS)
+
+
+@each_model
+def test_logits_and_parameters_have_the_dtype_and_shape_of_the_contract(name):
+    model, params, apply = built(name)
+    x = model.embed(params, TOKENS)
+    logits = apply(params, x, MASK)
+    assert x.shape == (3, L, D) and logits.shape == (3, C)
+    assert {a.dtype for a in jax.tree.leaves((x, logits, params))} == {x.dtype}
+    assert np.isfinite(logits).all() and np.ptp(np.asarray(logits), axis=0).min() > 0
+    other = jax.jit(model.init)(jax.random.key(4))
+    assert jax.tree.structure(other) == jax.tree.structure(params)
+    assert any(
+        (a != b).any()
+        for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(params), strict=True)
+    )
+
+
+@each_model
+def test_parameters_follow_float32_vectors(name):
+    model = MODELS[name](VECTORS.astype(np.float32), C, **SMALL[name])
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    assert {a.dtype for a in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    x = jax.ShapeDtypeStruct((2, L, D), jnp.float32)
+    mask = jax.ShapeDtypeStruct((2, L), jnp.float32)
+    assert jax.eval_shape(model.apply, shapes, x, mask).dtype == jnp.float32
+
+
+@each_model
+def test_what_the_mask_hides_changes_no_logit(name):
+    model, params, apply = built(name)
+    x = model.embed(params, TOKENS)
+    logits = apply(params, x, MASK)
+    noise = 7 * jax.random.normal(jax.random.key(1), x.shape)
+    close(apply(params, x + noise * (1 - MASK[..., None]), MASK), logits)
+    longer = jnp.pad(noise, ((0, 0), (0, 4), (0, 0))).at[:, :L].set(x)
+    close(apply(params, longer, jnp.pad(MASK, ((0, 0), (0, 4)))), logits)
+    close(apply(params, x, MASK != 0), logits)
+    assert abs(apply(params, x + noise, MASK) - logits).max() > 1e-3
+
+
+@each_model
+def test_hidden_tokens_get_no_gradient(name):
+    model, params, _ = built(name)
+    loss = losses.cross_entropy(model)
+    batch = batch_of(model, params)
+    grad = jax.jit(jax.grad(lambda x: loss(params, batch.replace(x=x))))(batch.x)
+    assert not np.asarray(grad)[np.asarray(MASK) == 0].any()
+    assert np.asarray(grad)[:, 0].any(-1).all()
+
+
+@each_model
+def test_first_and_second_derivatives_agree_with_finite_differences(name):
+    model, params, _ = built(name)
+    loss = losses.cross_entropy(model)
+    batch = batch_of(model, params)
+
+    def f(point):
+        return loss(point[0], batch.replace(x=point[1]))
+
+    point = (params, batch.x)
+    leaves, tree = jax.tree.flatten(point)
+    keys = jax.random.split(jax.random.key(5), len(leaves))
+    v = tree.unflatten(
+        jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)
+    )
+
+    @jax.jit
+    def derivatives(point):
+        (value, grad), (_, second) = jax.jvp(jax.value_and_grad(f), (point,), (v,))
+        return value, grad, second
+
+    def moved(eps):
+        return derivatives(jax.tree.map(lambda a, b: a + eps * b, point, v))
+
+    eps = 1e-6
+    _, grad, second = moved(0.0)
+    slope = jax.tree.map(lambda a, b: (a - b) / (2 * eps), moved(eps), moved(-eps))
+    along_v = sum(
+        (a * b).sum()
+        for a, b in zip(jax.tree.leaves(grad), jax.tree.leaves(v), strict=True)
+    )
+    np.testing.assert_allclose(along_v, slope[0], rtol=1e-6)
+    close(second, slope[1], 1e-6)
+    assert max(abs(a).max() for a in jax.tree.leaves(second)) > 1e-3
+
+
+@each_model
+def test_an_empty_sentence_is_finite_up_to_second_derivatives(name):
+    model, params, apply = built(name)
+    tokens = TOKENS.at[1].set(0)
+    batch = batch_of(model, params, tokens, (tokens > 0).astype(float))
+    assert np.isfinite(apply(params, batch.x, batch.mask)).all()
+    loss = losses.cross_entropy(model)
+
+    @jax.jit
+    def derivatives(params, batch):
+        grad = jax.grad(loss)
+        return jax.jvp(lambda p: grad(p, batch), (params,), (params,)), jax.grad(
+            lambda x: loss(params, batch.replace(x=x))
+        )(batch.x)
+
+    for leaf in jax.tree.leaves(derivatives(params, batch)):
+        assert np.isfinite(leaf).all()
+
+
+@each_model
+def test_no_key_no_dropout(name):
+    model = MODELS[name](VECTORS, C, **{**SMALL[name], "dropout": 0.5})
+    _, params, plain = built(name)
+    apply = jax.jit(model.apply)
+    x = model.embed(params, TOKENS)
+    close(apply(params, x, MASK), plain(params, x, MASK))
+    one = apply(params, x, MASK, key=jax.random.key(0))
+    two = apply(params, x, MASK, key=jax.random.key(1))
+    assert (one == apply(params, x, MASK, key=jax.random.key(0))).all()
+    assert abs(one - two).max() > 1e-6
+    assert abs(one - plain(params, x, MASK)).max() > 1e-6
+
+
+@each_model
+def test_a_key_changes_nothing_at_rate_zero(name):
+    model = MODELS[name](VECTORS, C, **{**SMALL[name], "dropout": 0.0})
+    _, params, plain = built(name)
+    x = model.embed(params, TOKENS)
+    got = jax.jit(model.apply)(params, x, MASK, key=jax.random.key(0))
+    close(got, plain(params, x, MASK))
+
+
+@each_model
+def test_jit_equals_eager(name):
+    model, params, apply = built(name)
+    x = model.embed(params, TOKENS)
+    close(model.apply(params, x, MASK), apply(params, x, MASK))
+
+
+@each_model
+def test_vmap_over_theta_equals_a_loop(name):
+    model, _, apply = built(name)
+    thetas = jax.vmap(model.init)(jax.random.split(jax.random.key(0), 2))
+    x = model.embed(thetas, TOKENS)
+    together = jax.jit(jax.vmap(model.apply, (0, None, None)))(thetas, x, MASK)
+    for i in range(2):
+        theta = jax.tree.map(lambda a, i=i: a[i], thetas)
+        close(together[i], apply(theta, x, MASK), 1e-11)
+
+
+@each_model
+def test_examples_do_not_see_each_other(name):
+    model, params, apply = built(name)
+    x = model.embed(params, TOKENS)
+    order = jnp.array([2, 0])
+    close(apply(params, x[order], MASK[order]), apply(params, x, MASK)[order])
+
+
+@each_model
+def test_tokens_and_their_embeddings_give_one_loss(name):
+    model, params, _ = built(name)
+    loss = jax.jit(losses.cross_entropy(model))
+    embedded = batch_of(model, params)
+    tokens = embedded.replace(x=TOKENS)
+    close(loss(params, tokens), loss(params, embedded))
+    assert loss(params, tokens) != loss(params, tokens.replace(x=TOKENS[::-1]))
+    np.testing.assert_array_equal(embedded.x, VECTORS[TOKENS])
+
+
+@pytest.mark.parametrize(
+    ("name", "sees"), [("bag", False), ("bilstm", True), ("transformer", True)]
+)
+def test_who_sees_the_order_of_words(name, sees):
+    model, params, apply = built(name)
+    x = model.embed(params, TOKENS[1:2])
+    change = abs(apply(params, x[:, ::-1], MASK[1:2]) - apply(params, x, MASK[1:2]))
+    assert (change.max() > 1e-6) == sees
+
+
+def test_defaults_are_the_documented_sizes():
+    shapes = {
+        f.__name__: jax.eval_shape(f(VECTORS, C).init, jax.random.key(0))
+        for f in (bag, bilstm, transformer)
+    }
+    assert shapes["bag"]["hidden"]["kernel"].shape == (D, 128)
+    assert shapes["bilstm"]["layer_0"]["state"].shape == (2, 100, 4, 100)
+    assert shapes["transformer"]["qkv_1"]["kernel"].shape == (128, 3, 4, 32)
+    assert "layer_1" not in shapes["bilstm"] and "qkv_2" not in shapes["transformer"]
+
+
+def test_lstm_kernels_are_xavier_gate_by_gate():
+    params = bilstm(np.ones((2, 40)), C, hidden=60).init(jax.random.key(0))["layer_0"]
+    for kernel, axes, fans in (
+        (params["input"], (0, 3), 100),
+        (params["state"], (1, 3), 120),
+    ):
+        bound = (6 / fans) ** 0.5
+        assert bound * 0.98 < abs(kernel).max(axes).min()
+        assert abs(kernel).max() <= bound
+    np.testing.assert_array_equal(params["bias"][:, 1], 1)
+    np.testing.assert_array_equal(params["bias"][:, [0, 2, 3]], 0)
+
+
+class LinenBag(nn.Module):
+    rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, mask, train):
+        h = (x * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+        h = nn.relu(nn.Dense(5, param_dtype=x.dtype, name="hidden")(h))
+        h = nn.Dropout(self.rate, deterministic=not train)(h)
+        return nn.Dense(C, param_dtype=x.dtype, name="out")(h)
+
+
+class NnxBag(nnx.Module):
+    def __init__(self, rate, *, rngs):
+        dtype = {"param_dtype": jnp.float64}
+        self.hidden = nnx.Linear(D, 5, rngs=rngs, **dtype)
+        self.dropout = nnx.Dropout(rate, rngs=rngs)
+        self.out = nnx.Linear(5, C, rngs=rngs, **dtype)
+
+    def __call__(self, x, mask):
+        h = (x * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+        return self.out(self.dropout(nnx.relu(self.hidden(h))))
+
+
+def adapted(kind, rate=0.0):
+    if kind == "linen":
+        return from_linen(LinenBag(rate), VECTORS)
+    return from_nnx(lambda rngs: NnxBag(rate, rngs=rngs), VECTORS)
+
+
+each_adapter = pytest.mark.parametrize("kind", ["linen", "nnx"])
+
+
+@functools.cache
+def meta_gradient(kind):
+    model = built("bag")[0] if kind == "ours" else adapted(kind)
+    objective = core.unrolled(
+        losses.cross_entropy(model), inner_grad=gradients.mixed_mode
+    )
+    keys = jax.random.split(jax.random.key(2), 2)
+    distilled = Distilled(
+        x=jax.random.normal(keys[0], (2, C, L, D)),
+        y_logits=jax.random.normal(keys[1], (2, C, C)),
+        raw_lr=jnp.ones((2, 2)),
+    )
+    theta = built("bag")[1]
+    batch = batch_of(model, theta).replace(x=TOKENS)
+    return jax.jit(jax.value_and_grad(objective))(distilled, theta, batch)
+
+
+@each_adapter
+def test_an_adapted_module_unrolls_like_ours(kind):
+    model = adapted(kind)
+    params = jax.jit(model.init)(jax.random.key(0))
+    assert jax.tree.structure(params) == jax.tree.structure(built("bag")[1])
+    close(meta_gradient(kind), meta_gradient("ours"), 1e-11)
+    assert abs(meta_gradient(kind)[1].x).max() > 1e-6
+
+
+@each_adapter
+def test_an_adapted_module_drops_out_by_key(kind):
+    model = adapted(kind, rate=0.5)
+    params = built("bag")[1]
+    x = model.embed(params, TOKENS)
+    apply = jax.jit(model.apply)
+    close(apply(params, x, MASK), built("bag")[2](params, x, MASK))
+    one = apply(params, x, MASK, key=jax.random.key(0))
+    assert (one == apply(params, x, MASK, key=jax.random.key(0))).all()
+    others = [apply(params, x, MASK, key=jax.random.key(i)) for i in range(1, 5)]
+    assert max(abs(one - other).max() for other in others) > 1e-6
+
+
+def test_the_streams_of_an_nnx_module_differ():
+    class Twice(nnx.Module):
+        def __init__(self, rngs):
+            self.one = nnx.Dropout(0.5, rngs=rngs)
+            self.two = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x, mask):
+            return (self.one(x) - self.two(x)).sum(1)
+
+    model = from_nnx(Twice, VECTORS)
+    x = jnp.ones((2, 40, D))
+    logits = model.apply({}, x, jnp.ones((2, 40)), key=jax.random.key(0))
+    assert abs(logits).max() > 0
+    assert not model.apply({}, x, jnp.ones((2, 40))).any()
+
+
+class WithTrain(nnx.Module):
+    def __init__(self, rngs):
+        self.out = nnx.Linear(D, C, rngs=rngs, param_dtype=jnp.float64)
+
+    def __call__(self, x, mask, train):
+        return self.out(x.mean(1)) + (100 if train else 0)
+
+
+def test_an_nnx_module_may_take_train():
+    model = from_nnx(WithTrain, VECTORS)
+    params = model.init(jax.random.key(0))
+    x = model.embed(params, TOKENS)
+    with_key = model.apply(params, x, MASK, key=jax.random.key(0))
+    close(with_key - 100, model.apply(params, x, MASK), 1e-10)
+
+
+class LearnedPositions(nn.Module):
+    @nn.compact
+    def __call__(self, x, mask):
+        place = self.param("place", nn.initializers.normal(1), x.shape[1:], x.dtype)
+        return nn.Dense(C, param_dtype=x.dtype)(
+            ((x + place[None]) * mask[..., None]).sum(1)
+        )
+
+
+def test_example_length_reaches_the_module():
+    model = from_linen(LearnedPositions(), VECTORS, example_length=L)
+    params = model.init(jax.random.key(0))
+    assert params["place"].shape == (L, D)
+    assert model.apply(params, model.embed(params, TOKENS), MASK).shape == (3, C)
+
+
+class LinenNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x, mask):
+        return nn.BatchNorm(use_running_average=True)(x).mean(1)
+
+
+class NnxNorm(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(D, rngs=rngs)
+
+    def __call__(self, x, mask):
+        return self.norm(x).mean(1)
+
+
+class NoMask(nn.Module):
+    def __call__(self, x):
+        return x.mean(1)
+
+
+class PerToken(nn.Module):
+    def __call__(self, x, mask):
+        return x
+
+
+class OtherFlag(nnx.Module):
+    def __call__(self, x, mask, deterministic):
+        return x.mean(1)
+
+
+BAD_TABLE = VECTORS.copy()
+BAD_TABLE[4, 2] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: from_linen(LinenNorm(), VECTORS), "keeps state.*batch_stats"),
+        (lambda: from_nnx(NnxNorm, VECTORS), "NnxNorm keeps state.*BatchStat"),
+        (lambda: from_linen(NoMask(), VECTORS), r"must take \(x, mask\).*takes \(x\)"),
+        (lambda: from_nnx(lambda rngs: OtherFlag(), VECTORS), "deterministic"),
+        (lambda: from_linen(PerToken(), VECTORS), r"logits \[B, C\]"),
+        (lambda: from_linen(LinenBag, VECTORS), "instance of flax.linen.Module"),
+        (lambda: from_nnx(NnxBag(0.0, rngs=nnx.Rngs(0)), VECTORS), "lambda rngs"),
+        (lambda: from_nnx(lambda rngs: 3, VECTORS), "must return an nnx.Module"),
+        (lambda: from_linen(LinenBag(), VECTORS, example_length=0), "example_length"),
+        (lambda: bag(VECTORS[0], C), r"\[V, D\] table of floats, got \[6\]"),
+        (lambda: bag(np.ones((3, 2), int), C), "floats, got .* of int64"),
+        (lambda: bilstm(BAD_TABLE, C), "finite, row 4"),
+        (lambda: bag(VECTORS, 0), "num_classes must be .* got 0"),
+        (lambda: bag(VECTORS, C, hidden=2.5), "hidden must be .* got 2.5"),
+        (lambda: bag(VECTORS, C, dropout=1.0), r"dropout must be in \[0, 1\)"),
+        (lambda: bilstm(VECTORS, C, layers=0), "layers must be"),
+        (lambda: bilstm(VECTORS, C, dropout=-0.1), "dropout"),
+        (lambda: transformer(VECTORS, C, width=10, heads=4), "multiple of heads = 4"),
+        (lambda: transformer(VECTORS, C, width=9, heads=3), "must be even"),
+        (lambda: transformer(VECTORS, C, heads=0), "heads must be"),
+        (lambda: text_cnn(VECTORS, C, pooling="mean"), "pooling"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
