@@ -1,0 +1,58 @@
+"""The real examples nearest to the k-means centres of each class."""
+
+import warnings
+
+import jax
+import numpy as np
+
+from distill_jax.selection.common import checked, class_counts, generator, interleaved
+
+
+def kmeans_medoids(
+    features: np.ndarray, labels: np.ndarray, n: int, key: jax.Array
+) -> np.ndarray:
+    """n examples, one for each k-means centre within its class.
+
+    A centre is given the example nearest to it; where two would share one, the
+    distinct examples of least total distance. Equally many of each class, as in
+    `random_balanced`; the order of the corpus does not matter.
+
+    Args:
+        features: `[N, D]`, for instance mean word vectors.
+        labels: `[N]` integers.
+        n: how many, at most N.
+        key: random key, for the starts of k-means (the best of 4 is kept).
+
+    Returns:
+        Distinct indices `[n]`.
+
+    Raises:
+        ValueError: if more are asked for than exist, of all or of one class.
+    """
+    features, labels = checked(features, labels, n)
+    rng = generator(key)
+    canonical = np.lexsort((labels, *features.T))
+    features, labels = features[canonical], labels[canonical]
+    chosen = []
+    for label, count in class_counts(labels, n, rng).items():
+        members = np.flatnonzero(labels == label)
+        seed = int(rng.integers(2**31))
+        if count:
+            members = members[_medoids(features[members], count, seed)]
+        chosen.append(canonical[members[:count]])
+    return interleaved(chosen)
+
+
+def _medoids(points: np.ndarray, k: int, seed: int) -> np.ndarray:
+    from scipy.optimize import linear_sum_assignment
+    from scipy.spatial.distance import cdist
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    # One thread: sums over several are not the same from run to run.
+    with threadpool_limits(1), warnings.catch_warnings():
+        # Fewer distinct points than centres: the assignment below still gives k.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = KMeans(k, random_state=seed).set_params(n_init=4).fit(points)
+    return linear_sum_assignment(cdist(model.cluster_centers_, points))[1]
