@@ -1,0 +1,55 @@
+"""A frozen dataclass becomes the flags of an experiment, and back.
+
+Every setting is written once: its name, default, choices and help in the dataclass.
+Explicit flags win over a preset, a preset over the defaults.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from absl import flags
+
+
+def setting(default: Any, text: str, *, choices: tuple[str, ...] | None = None) -> Any:
+    """A field of a Config with its help."""
+    return dataclasses.field(
+        default=default, metadata={"help": text, "choices": choices}
+    )
+
+
+def define_flags(config: type, presets: Mapping[str, Mapping[str, Any]]) -> None:
+    """Defines a flag for each field of `config`, and `--preset`."""
+    for field in dataclasses.fields(config):
+        text, choices = field.metadata["help"], field.metadata["choices"]
+        if choices:
+            flags.DEFINE_enum(field.name, field.default, list(choices), text)
+        elif isinstance(field.default, bool):
+            flags.DEFINE_bool(field.name, field.default, text)
+        elif isinstance(field.default, int):
+            flags.DEFINE_integer(field.name, field.default, text)
+        elif isinstance(field.default, float):
+            flags.DEFINE_float(field.name, field.default, text)
+        elif isinstance(field.default, tuple):
+            flags.DEFINE_list(field.name, list(field.default), text)
+        else:
+            flags.DEFINE_string(field.name, field.default, text)
+    if presets:
+        known = "settings of a paper, its flaws included; explicit flags win"
+        flags.DEFINE_enum("preset", None, sorted(presets), known)
+
+
+def from_flags(config: type, presets: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The Config that the command line asks for."""
+    values = dict(presets[flags.FLAGS.preset]) if presets and flags.FLAGS.preset else {}
+    for field in dataclasses.fields(config):
+        flag = flags.FLAGS[field.name]
+        if flag.present:
+            given = flag.value
+            values[field.name] = tuple(given) if isinstance(given, list) else given
+    return config(**values)
+
+
+def chosen_preset(presets: Mapping[str, Any]) -> str | None:
+    """The name given to `--preset`."""
+    return flags.FLAGS.preset if presets else None

@@ -1,0 +1,292 @@
+"""What an experiment leaves behind: one JSON object a line in `results/*.jsonl`.
+
+The same fields everywhere, in the order of EXPERIMENT_FIELDS (distillations and
+evaluations) or SPEED_FIELDS (timings). Files are only ever appended to.
+
+Units: accuracies are fractions in [0, 1]; `fraction_of_train` likewise; `seconds` is
+wall time; `ratio_to_torch` is the reference's seconds over this row's, so above 1 is
+faster. Where a field has no meaning for a row (the labels of `majority`, say) it is
+null, if its name is in NULLABLE.
+"""
+
+import json
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+_NUMBER = (int, float)
+EXPERIMENT_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "experiment": str,
+    "preset": str,
+    "dataset": str,
+    "model": str,
+    "method": str,
+    "examples": int,
+    "examples_per_class": _NUMBER,
+    "fraction_of_train": _NUMBER,
+    "bytes": int,
+    "labels": str,
+    "theta_0": str,
+    "training": str,
+    "selected_on": str,
+    "split": str,
+    "accuracy_mean": _NUMBER,
+    "accuracy_sd": _NUMBER,
+    "num_inits": int,
+    "num_seeds": int,
+    "full_accuracy_mean": _NUMBER,
+    "relative_accuracy": _NUMBER,
+    "majority_accuracy": _NUMBER,
+    "seconds": _NUMBER,
+    "device": str,
+    "commit": str,
+    "command": str,
+    "config": dict,
+}
+SPEED_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "config": (str, dict),
+    "implementation": str,
+    "T": int,
+    "minibatch": int,
+    "tokens": int,
+    "real_batch": int,
+    "num_theta_0": int,
+    "threads": int,
+    "backend": str,
+    "seconds_median": _NUMBER,
+    "ratio_to_torch": _NUMBER,
+    "flops": _NUMBER,
+    "temp_bytes": int,
+    "compile_seconds": _NUMBER,
+    "commit": str,
+    "device": str,
+}
+NULLABLE = frozenset(
+    "preset bytes labels theta_0 training selected_on accuracy_sd full_accuracy_mean "
+    "relative_accuracy majority_accuracy ratio_to_torch flops temp_bytes "
+    "compile_seconds".split()
+)
+CHOICES = {
+    "split": ("test", "validation"),
+    "selected_on": ("test", "validation"),
+    "labels": ("hard", "soft"),
+    "theta_0": ("fixed", "random"),
+    "training": ("native", "standard"),
+}
+FRACTIONS = (
+    "fraction_of_train",
+    "accuracy_mean",
+    "accuracy_sd",
+    "full_accuracy_mean",
+    "majority_accuracy",
+)
+POSITIVE = (
+    "num_inits",
+    "num_seeds",
+    "T",
+    "minibatch",
+    "tokens",
+    "real_batch",
+    "num_theta_0",
+    "threads",
+    "seconds_median",
+    "ratio_to_torch",
+)
+NOT_NEGATIVE = (
+    "examples",
+    "examples_per_class",
+    "bytes",
+    "seconds",
+    "flops",
+    "temp_bytes",
+    "compile_seconds",
+)
+
+
+def check(row: Row) -> None:
+    """Raises ValueError, naming the field, if a row is not as the schema says."""
+    fields = SPEED_FIELDS if "implementation" in row else EXPERIMENT_FIELDS
+    missing = [name for name in fields if name not in row]
+    unknown = [name for name in row if name not in fields]
+    if missing or unknown:
+        raise ValueError(
+            "; ".join(
+                f"a row's {what} fields: {', '.join(names)}"
+                for what, names in (("missing", missing), ("unknown", unknown))
+                if names
+            )
+        )
+    for name, kind in fields.items():
+        value: Any = row[name]
+        if value is None and name in NULLABLE:
+            continue
+        if value is None or isinstance(value, bool) or not isinstance(value, kind):
+            raise ValueError(f"{name} must be {_names(kind)}, got {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+        if name in CHOICES and value not in CHOICES[name]:
+            raise ValueError(f"{name} must be one of {CHOICES[name]}, got {value!r}")
+        if name in FRACTIONS and not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {value}")
+        if name in POSITIVE and not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
+        if name in NOT_NEGATIVE and not value >= 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+    full: Any = row.get("full_accuracy_mean")
+    relative: Any = row.get("relative_accuracy")
+    if (full is None) != (relative is None):
+        raise ValueError("full_accuracy_mean and relative_accuracy come together")
+    if full and not math.isclose(relative, row["accuracy_mean"] / full, abs_tol=1e-4):
+        raise ValueError(
+            f"relative_accuracy {relative} is not accuracy_mean / full_accuracy_mean "
+            f"= {row['accuracy_mean'] / full:.4f}"
+        )
+
+
+def append(path: str | Path, rows: Iterable[Row]) -> None:
+    """Adds rows to the end of a file: all of them, or none.
+
+    Paths of this machine are cut from every string on the way, see `portable`.
+
+    Args:
+        path: a `.jsonl` file; made, with its folder, if absent.
+        rows: each with exactly the fields of EXPERIMENT_FIELDS or SPEED_FIELDS.
+
+    Raises:
+        ValueError: naming what is wrong with a row; nothing is written.
+        OSError: if the disk is full; the file is as it was.
+    """
+    path = Path(path)
+    lines = []
+    for row in rows:
+        check(row)
+        fields = SPEED_FIELDS if "implementation" in row else EXPERIMENT_FIELDS
+        ordered = {name: portable(row[name]) for name in fields}
+        try:
+            lines.append(json.dumps(ordered, allow_nan=False, ensure_ascii=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"a row's config must hold finite JSON values: {error}"
+            ) from error
+    content = "".join(line + "\n" for line in lines).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        before = os.fstat(descriptor).st_size
+        try:
+            written = os.write(descriptor, content)
+            if written != len(content):
+                raise OSError(f"only {written} of {len(content)} bytes fitted")
+            os.fsync(descriptor)
+        except OSError as error:
+            os.ftruncate(descriptor, before)
+            raise OSError(
+                error.errno, f"no rows were added ({error}); free some space", str(path)
+            ) from error
+    finally:
+        os.close(descriptor)
+
+
+def read(path: str | Path) -> list[Row]:
+    """All rows of a file, oldest first; none if there is no file.
+
+    Raises:
+        ValueError: naming the line that is not JSON or not as the schema says.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            check(row)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        rows.append(row)
+    return rows
+
+
+def commit() -> str:
+    """Short hash of this checkout, "+dirty" if code differs from it, or "unknown".
+
+    Files under `results` do not count: appending a row must not taint the next.
+    """
+    here = Path(__file__).parents[1]
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        head = git("rev-parse", "--short", "HEAD")
+        changed = git(
+            "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+dirty" if changed else "")
+
+
+def device() -> str:
+    """What the numbers were made on: "cpu:2 cores", or "1 x NVIDIA H200"."""
+    import jax
+
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        count = getattr(os, "sched_getaffinity", None)
+        cores = len(count(0)) if count else os.cpu_count()
+        return f"cpu:{cores} cores"
+    return f"{len(devices)} x {devices[0].device_kind}"
+
+
+def command(argv: Sequence[str] | None = None) -> str:
+    """The command line of this run, such as `python -m experiments.distill --x=1`.
+
+    Args:
+        argv: `sys.argv` unless given.
+    """
+    program, *arguments = sys.argv if argv is None else argv
+    script = Path(program)
+    folder = script.resolve().parent
+    if script.suffix == ".py" and folder.parent == Path(__file__).resolve().parents[1]:
+        start = ["python", "-m", f"{folder.name}.{script.stem}"]
+    else:
+        start = ["python", script.name]
+    return shlex.join([*start, *(portable(argument) for argument in arguments)])
+
+
+def portable(value: Any) -> Any:
+    """Cuts this machine's folders from strings, in lists and dicts too.
+
+    Below the working folder a path becomes relative to it; elsewhere its last part is
+    kept.
+    """
+    if isinstance(value, dict):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(?<![\w./~:])~?(/[\w.+@-]+)+/?", _shortened, value)
+
+
+def _shortened(match: re.Match[str]) -> str:
+    path = Path(match[0])
+    if path.is_relative_to(Path.cwd()) and path != Path.cwd():
+        return str(path.relative_to(Path.cwd()))
+    return path.name
+
+
+def _names(kind: type | tuple[type, ...]) -> str:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return " or ".join(k.__name__ for k in kinds)

@@ -1,0 +1,290 @@
+"""Writes the README's tables from the rows in `results/`.
+
+    python -m experiments.tables            # rewrite what is between the markers
+    python -m experiments.tables --check    # change nothing; exit 1 if they differ
+
+Takes a second, on any machine. A table NAME stands in the README between the lines
+`<!-- table:NAME -->` and `<!-- /table -->`. Of rows that measure the same thing, the
+newest counts. Means and standard deviations are in %.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from experiments import rows as rows_lib
+from experiments.rows import Row
+
+_README = flags.DEFINE_string("readme", "README.md", "The file that holds the tables.")
+_RESULTS = flags.DEFINE_string("results", "results", "The folder of the rows.")
+_CHECK = flags.DEFINE_bool("check", False, "Exit 1 if a table is out of date.")
+
+HEADLINE_DATASET = "rotten_tomatoes"
+HEADLINE_MODEL = "text_cnn"
+HEADLINE_EXAMPLES = (2, 10, 20)
+METHODS = {
+    "distilled": "**distilled**",
+    "random": "random real",
+    "random_balanced": "random real, balanced",
+    "kmeans_medoids": "k-means medoids",
+    "full": "all training data",
+    "majority": "majority class",
+}
+NOT_CHOSEN = ("distilled", "full", "majority")
+
+_MARKED = re.compile(
+    r"(?P<start><!-- table:(?P<name>[\w-]+) -->\n)(?P<body>.*?)"
+    r"(?P<end><!-- /table -->)",
+    re.DOTALL,
+)
+
+
+def newest(rows: Sequence[Row], *key: str) -> list[Row]:
+    """The last row for each value of the key fields, in the order they first came."""
+    return list({tuple(str(row[k]) for k in key): row for row in rows}.values())
+
+
+def headline(results: dict[str, list[Row]]) -> str:
+    """Accuracy on rotten_tomatoes, by method and number of examples.
+
+    Of `results/distill.jsonl`: no preset, random theta_0, the test split; the
+    distilled rows are those with soft labels in their native training.
+    """
+    rows = [
+        row
+        for row in results["distill"]
+        if row["dataset"] == HEADLINE_DATASET
+        and row["model"] == HEADLINE_MODEL
+        and row["preset"] is None
+        and row["split"] == "test"
+        and row["theta_0"] in ("random", None)
+        and (
+            row["method"] != "distilled"
+            or (row["labels"], row["training"]) == ("soft", "native")
+        )
+    ]
+    if not rows:
+        return _no_rows("distill")
+    cells = {
+        (row["method"], row["examples"]): row
+        for row in newest(rows, "method", "examples")
+    }
+    # Full data and majority do not depend on the number of examples.
+    same = {row["method"]: row for row in rows if row["method"] in ("full", "majority")}
+
+    def cell(method: str, examples: int) -> Row | None:
+        return same.get(method) or cells.get((method, examples))
+
+    lines = [
+        [name, *(_accuracy(cell(method, n)) for n in HEADLINE_EXAMPLES)]
+        for method, name in METHODS.items()
+    ]
+    relative = [cell("distilled", n) for n in HEADLINE_EXAMPLES]
+    lines.append(
+        [
+            "distilled, % of all training data",
+            *(_percent(row["relative_accuracy"] if row else None) for row in relative),
+        ]
+    )
+    shown = [cell(method, n) for method in METHODS for n in HEADLINE_EXAMPLES]
+    return _table(
+        [f"{HEADLINE_DATASET}, {HEADLINE_MODEL}"]
+        + [f"{n} sentences" for n in HEADLINE_EXAMPLES],
+        lines,
+    ) + _counts([row for row in shown if row and row["method"] != "majority"])
+
+
+def first_rows(results: dict[str, list[Row]]) -> str:
+    """Each distilled row of the other corpora, beside the best real examples."""
+    rows = [
+        row
+        for row in results["distill"]
+        if row["dataset"] != HEADLINE_DATASET and row["split"] == "test"
+    ]
+    same_run = ("dataset", "model", "preset", "theta_0", "examples")
+    distilled = newest(
+        [row for row in rows if row["method"] == "distilled"],
+        *same_run,
+        "labels",
+        "training",
+        "selected_on",
+    )
+    if not distilled:
+        return _no_rows("distill")
+    real = newest(
+        [row for row in rows if row["method"] not in NOT_CHOSEN], *same_run, "method"
+    )
+    lines = []
+    for row in sorted(
+        distilled, key=lambda r: (r["dataset"], r["examples"], r["theta_0"] or "")
+    ):
+        rivals = [r for r in real if all(r[k] == row[k] for k in same_run)]
+        best = max(rivals, key=lambda r: r["accuracy_mean"], default=None)
+        lines.append(
+            [
+                row["dataset"] + (f" ({row['preset']})" if row["preset"] else ""),
+                f"{row['examples']:,}",
+                row["model"],
+                row["theta_0"] or "-",
+                row["labels"] or "-",
+                f"**{_accuracy(row)}**",
+                _accuracy(best) + (f" ({best['method']})" if best else ""),
+                _percent(row["full_accuracy_mean"]),
+                _percent(row["relative_accuracy"]),
+                _percent(row["majority_accuracy"]),
+                row["selected_on"] or "-",
+                f"{row['num_seeds']} × {row['num_inits']}",
+            ]
+        )
+    head = (
+        "dataset | examples | model | θ0 | labels | distilled | best real | all data "
+        "| % of all data | majority | selected on | seeds × θ0"
+    )
+    return _table(head.split(" | "), lines)
+
+
+def speed(results: dict[str, list[Row]]) -> str:
+    """Time and temporary memory of a meta-step, by configuration."""
+    rows = newest(
+        results["meta_step"],
+        *("config", "implementation", "backend", "num_theta_0", "threads", "device"),
+    )
+    if not rows:
+        return _no_rows("meta_step")
+    # Configurations stay together, in the order they were first measured.
+    order = list(dict.fromkeys(str(row["config"]) for row in rows))
+    lines = [
+        [
+            _config(row["config"]),
+            f"{row['T']}",
+            f"{row['num_theta_0']}",
+            row["implementation"],
+            f"{row['seconds_median']:.3g}",
+            "-" if row["ratio_to_torch"] is None else f"{row['ratio_to_torch']:.1f}×",
+            "-" if row["temp_bytes"] is None else f"{row['temp_bytes'] / 1e6:,.1f}",
+            f"{row['device']}, {row['threads']} thread{'s' * (row['threads'] > 1)}",
+        ]
+        for row in sorted(rows, key=lambda r: order.index(str(r["config"])))
+    ]
+    head = (
+        "configuration | T | θ0 | implementation | seconds | times PyTorch's speed "
+        "| temporary MB | device"
+    )
+    return _table(head.split(" | "), lines)
+
+
+TABLES: dict[str, Callable[[dict[str, list[Row]]], str]] = {
+    "headline": headline,
+    "first_rows": first_rows,
+    "speed": speed,
+}
+
+
+def load(folder: str | Path) -> dict[str, list[Row]]:
+    """The rows of each file the tables read."""
+    return {
+        name: rows_lib.read(Path(folder) / f"{name}.jsonl")
+        for name in ("distill", "meta_step")
+    }
+
+
+def render(readme: str, results: dict[str, list[Row]]) -> str:
+    """The text with every marked table generated anew.
+
+    Raises:
+        ValueError: for a table that does not exist, or a marker without its end.
+    """
+    marks = len(_MARKED.findall(readme))
+    if {readme.count("<!-- table:"), readme.count("<!-- /table -->")} != {marks}:
+        raise ValueError(
+            "each `<!-- table:NAME -->` needs a line of its own and a `<!-- /table -->`"
+        )
+
+    def generated(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in TABLES:
+            raise ValueError(f"unknown table {name!r}; known: {', '.join(TABLES)}")
+        return match["start"] + TABLES[name](results) + match["end"]
+
+    return _MARKED.sub(generated, readme)
+
+
+def outdated(readme: str, results: dict[str, list[Row]]) -> list[str]:
+    """Names of the tables that are not what the rows give."""
+    fresh = render(readme, results)
+    return [
+        old["name"]
+        for old, new in zip(
+            _MARKED.finditer(readme), _MARKED.finditer(fresh), strict=True
+        )
+        if old["body"] != new["body"]
+    ]
+
+
+def run(readme: Path, results: Path, check: bool) -> list[str]:
+    """Rewrites, or with `check` only compares; returns the tables that differed."""
+    if not readme.is_file():
+        raise FileNotFoundError(f"no {readme}; name the file with --readme")
+    text, rows = readme.read_text(encoding="utf-8"), load(results)
+    changed = outdated(text, rows)
+    if changed and not check:
+        readme.write_text(render(text, rows), encoding="utf-8")
+    return changed
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    grid = [head, ["---"] * len(head), *lines]
+    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in grid) + "\n"
+
+
+def _counts(rows: list[Row]) -> str:
+    def span(name: str) -> str:
+        values = sorted({row[name] for row in rows})
+        return f"{values[0]}" if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+    return (
+        f"Test accuracy in %, mean ± sd over {span('num_inits')} random θ0 and "
+        f"{span('num_seeds')} seed(s).\n\n"
+    )
+
+
+def _no_rows(name: str) -> str:
+    return f"\nNo rows in `results/{name}.jsonl` yet.\n\n"
+
+
+def _accuracy(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    mean = f"{100 * row['accuracy_mean']:.1f}"
+    sd = row["accuracy_sd"]
+    return mean if not sd else f"{mean} ± {100 * sd:.1f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _config(config: str | dict) -> str:
+    if isinstance(config, str):
+        return config
+    return ", ".join(f"{name}={value}" for name, value in config.items())
+
+
+def main(_: Sequence[str]) -> None:
+    try:
+        changed = run(Path(_README.value), Path(_RESULTS.value), _CHECK.value)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    if changed and _CHECK.value:
+        sys.exit(
+            f"out of date in {_README.value}: {', '.join(changed)}; run "
+            "python -m experiments.tables"
+        )
+    print(f"rewrote {', '.join(changed)}" if changed else "all tables are current")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,106 @@
+"""Figures are written, show what they are given, and refuse what makes no sense."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from distill_jax import report
+
+ROOT = Path(__file__).parents[1]
+METHODS = {"distilled": [(10, 0.8, 0.01), (1, 0.7, 0.02)], "random": [(1, 0.5, 0.05)]}
+LR = np.linspace(0.1, 0.6, 6).reshape(3, 2)
+
+
+def svg(path):
+    """The parsed file and what its comments say: the text, drawn as outlines."""
+    content = path.read_text(encoding="utf-8")
+    root = ElementTree.fromstring(content)
+    assert root.tag.endswith("svg")
+    return root, re.findall(r"<!-- (.*?) -->", content)
+
+
+def line_points(root):
+    """Number of points of each drawn line."""
+    paths = (e.get("d", "") for e in root.iter("{http://www.w3.org/2000/svg}path"))
+    return [len(re.findall("[ML]", d)) for d in paths if "z" not in d.lower()]
+
+
+@pytest.mark.parametrize("lr", [LR, np.stack([LR, 2 * LR, 3 * LR])])
+def test_a_run_is_drawn(tmp_path, lr):
+    path = report.plot_run(
+        tmp_path / "figures" / "run.png", [0, 10, 20], [0.5, 0.6, 0.7], lr
+    )
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n") and b"IEND" in content[-12:]
+    width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))
+    assert (width, height) == (1500, 540)
+
+
+def test_a_run_shows_its_panels(tmp_path):
+    path = report.plot_run(
+        tmp_path / "run.svg", range(9), [0.6] * 9, LR, full=0.9, majority=0.5
+    )
+    root, said = svg(path)
+    for text in ("meta-step", "inner step", "learned step size", "full data"):
+        assert text in said
+    assert 9 in line_points(root) and LR.size in line_points(root)
+
+
+def test_a_budget_shows_every_method(tmp_path):
+    root, said = svg(report.plot_budget(tmp_path / "b.svg", METHODS, 0.9, 0.5))
+    for text in ("distilled", "random", "full data", "majority", "examples per class"):
+        assert text in said
+    assert "1" in said and "10" in said
+    _, bare = svg(report.plot_budget(tmp_path / "b.svg", METHODS))
+    assert "majority" not in bare
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": [0]}, r"must both be \[K\], got \[1\] and \[2\]"),
+        ({"accuracies": [0.5, 70.0]}, r"accuracies must be fractions"),
+        ({"accuracies": [0.5, np.nan]}, r"accuracies must be fractions"),
+        ({"lr": [0.1]}, r"lr must be \[E, S\] or \[K, E, S\], got \[1\]"),
+        ({"lr": LR * np.nan}, "must be finite"),
+        ({"full": 90.0}, "full data must be fractions"),
+        ({"path": "run.docx"}, "run.docx must end in one of: .*png.*svg"),
+    ],
+)
+def test_a_bad_run(tmp_path, changes, message):
+    args = {"steps": [0, 1], "accuracies": [0.5, 0.6], "lr": LR, "path": "run.png"}
+    args |= changes
+    with pytest.raises(ValueError, match=message):
+        report.plot_run(tmp_path / args.pop("path"), **args)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({}, "no methods"),
+        ({"random": []}, "random must be"),
+        ({"random": [(1, 0.5)]}, "random must be"),
+        ({"random": [(0, 0.5, 0.1)]}, "above 0"),
+        ({"random": [(1, 50.0, 0.1)]}, "random means must be fractions"),
+    ],
+)
+def test_a_bad_budget(tmp_path, methods, message):
+    with pytest.raises(ValueError, match=message):
+        report.plot_budget(tmp_path / "budget.png", methods)
+
+
+def test_importing_it_is_cheap_and_drawing_needs_no_pyplot(tmp_path):
+    code = (
+        "import sys; from distill_jax import report; assert 'matplotlib' not in "
+        "sys.modules; report.plot_budget(sys.argv[1], {'random': [(1, 0.5, 0.1)]}); "
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    path = tmp_path / "budget.png"
+    subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=True)
+    assert path.stat().st_size > 5000

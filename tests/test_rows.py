@@ -1,0 +1,225 @@
+"""Rows keep to one schema, in memory and in every committed file of results."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import rows
+
+ROOT = Path(__file__).parents[1]
+RESULTS = sorted((ROOT / "results").glob("*.jsonl"))
+
+
+def experiment_row(**changes):
+    return {
+        "experiment": "distill",
+        "preset": None,
+        "dataset": "rotten_tomatoes",
+        "model": "text_cnn",
+        "method": "distilled",
+        "examples": 20,
+        "examples_per_class": 10,
+        "fraction_of_train": 0.0025,
+        "bytes": 200_000,
+        "labels": "soft",
+        "theta_0": "random",
+        "training": "native",
+        "selected_on": "validation",
+        "split": "test",
+        "accuracy_mean": 0.7,
+        "accuracy_sd": 0.01,
+        "num_inits": 20,
+        "num_seeds": 1,
+        "full_accuracy_mean": 0.75,
+        "relative_accuracy": 0.7 / 0.75,
+        "majority_accuracy": 0.5,
+        "seconds": 300.0,
+        "device": "cpu:2 cores",
+        "commit": "abc1234",
+        "command": "python -m experiments.distill",
+        "config": {"meta_lr": 0.01},
+        **changes,
+    }
+
+
+def speed_row(**changes):
+    return {
+        "config": "sst5",
+        "implementation": "distill_jax",
+        "T": 50,
+        "minibatch": 5,
+        "tokens": 56,
+        "real_batch": 1024,
+        "num_theta_0": 1,
+        "threads": 1,
+        "backend": "cpu",
+        "seconds_median": 0.3,
+        "ratio_to_torch": 3.9,
+        "flops": 1e9,
+        "temp_bytes": 31_000_000,
+        "compile_seconds": 8.0,
+        "commit": "abc1234",
+        "device": "cpu:1 cores",
+        **changes,
+    }
+
+
+def test_reads_what_was_appended(tmp_path):
+    path = tmp_path / "results" / "distill.jsonl"
+    assert rows.read(path) == []
+    first, second = experiment_row(), experiment_row(method="random", preset="li2021")
+    rows.append(path, [first])
+    one_line = path.read_bytes()
+    rows.append(path, [second, first])
+    assert rows.read(path) == [first, second, first]
+    assert path.read_bytes().startswith(one_line)
+    assert list(json.loads(one_line)) == list(rows.EXPERIMENT_FIELDS)
+    rows.append(tmp_path / "speed.jsonl", [speed_row()])
+    assert rows.read(tmp_path / "speed.jsonl") == [speed_row()]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"extra": 1}, "unknown fields: extra"),
+        ({"accuracy_mean": 70.0}, r"accuracy_mean must be in \[0, 1\], got 70"),
+        ({"accuracy_sd": -0.1}, "accuracy_sd"),
+        ({"accuracy_mean": float("nan")}, "accuracy_mean must be finite"),
+        ({"accuracy_mean": "0.7"}, "accuracy_mean must be int or float"),
+        ({"accuracy_mean": None}, "accuracy_mean must be int or float, got None"),
+        ({"num_inits": True}, "num_inits must be int"),
+        ({"num_inits": 0}, "num_inits must be above 0"),
+        ({"split": "train"}, "split must be one of"),
+        ({"selected_on": "train"}, "selected_on must be one of"),
+        ({"theta_0": "both"}, "theta_0 must be one of"),
+        ({"relative_accuracy": 0.7}, "is not accuracy_mean / full_accuracy_mean"),
+        ({"relative_accuracy": None}, "come together"),
+        ({"config": {"x": float("inf")}}, "finite JSON values"),
+        ({"config": {"x": {1}}}, "finite JSON values"),
+        ({"examples": -1}, "examples must not be negative"),
+    ],
+)
+def test_a_bad_row_is_named_and_nothing_is_written(tmp_path, change, message):
+    path = tmp_path / "rows.jsonl"
+    with pytest.raises(ValueError, match=message):
+        rows.append(path, [experiment_row(), experiment_row(**change)])
+    assert not path.exists()
+
+
+def test_missing_fields_are_named(tmp_path):
+    row = experiment_row()
+    del row["split"], row["config"]
+    with pytest.raises(ValueError, match="missing fields: split, config"):
+        rows.append(tmp_path / "rows.jsonl", [row])
+    row = speed_row()
+    del row["T"]
+    with pytest.raises(ValueError, match="missing fields: T$"):
+        rows.append(tmp_path / "rows.jsonl", [row])
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows.append(path, [experiment_row()])
+    path.write_text(path.read_text() + '{"experiment": "dis')
+    with pytest.raises(ValueError, match="rows.jsonl, line 2: "):
+        rows.read(path)
+
+
+@pytest.mark.parametrize("kept", [0, 10])
+def test_a_full_disk_adds_nothing(tmp_path, monkeypatch, kept):
+    path = tmp_path / "rows.jsonl"
+    rows.append(path, [experiment_row()])
+    real = os.write
+
+    def full(descriptor, content):
+        if not kept:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, content[:kept])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="no rows were added"):
+            rows.append(path, [experiment_row(method="random")])
+    assert rows.read(path) == [experiment_row()]
+
+
+def test_machine_paths_are_cut(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script = ROOT / "experiments" / "distill.py"
+    inside = tmp_path / "runs" / "one"
+    argv = [
+        str(script),
+        "--dataset=/home/me/data/sst5",
+        f"--output={inside}",
+        "--x=a b",
+    ]
+    assert rows.command(argv) == (
+        "python -m experiments.distill --dataset=sst5 --output=runs/one '--x=a b'"
+    )
+    assert rows.command(["/opt/bin/run.py"]) == "python run.py"
+    assert rows.portable(
+        {"a": ["~/data/x.csv", "../shared/data/sst5", "tfds:glue/sst2", 3]}
+    ) == {"a": ["x.csv", "../shared/data/sst5", "tfds:glue/sst2", 3]}
+    rows.append("rows.jsonl", [experiment_row(config={"vectors": "/srv/glove.txt"})])
+    assert rows.read("rows.jsonl")[0]["config"] == {"vectors": "glove.txt"}
+
+
+def test_device_says_what_ran():
+    assert re.fullmatch(r"cpu:\d+ cores", rows.device()) or " x " in rows.device()
+
+
+def test_commit_names_the_checkout(tmp_path):
+    """In a repository of its own, with a copy of the module."""
+
+    def git(*args):
+        subprocess.run(
+            ["git", "-c", "user.name=t", "-c", "user.email=t@t", *args],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
+
+    def commit():
+        return subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "from experiments import rows; print(rows.commit())",
+            ],
+            cwd=tmp_path,
+            env={**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "distill.jsonl").touch()
+    (tmp_path / "experiments" / "__init__.py").touch()
+    copy = tmp_path / "experiments" / "rows.py"
+    copy.write_text(Path(rows.__file__).read_text())
+    assert commit() == "unknown"
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    assert re.fullmatch("[0-9a-f]{7,}", commit())
+    (tmp_path / "results" / "distill.jsonl").write_text("{}\n")
+    assert "dirty" not in commit()
+    copy.write_text(copy.read_text() + "\n")
+    assert re.fullmatch(r"[0-9a-f]{7,}\+dirty", commit())
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
+def test_committed_results_keep_the_schema(path):
+    content = path.read_text(encoding="utf-8")
+    assert content.endswith("\n")
+    for row in rows.read(path):
+        assert ("implementation" in row) == (path.name == "meta_step.jsonl")
+        assert rows.portable(row) == row

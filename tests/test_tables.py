@@ -1,0 +1,166 @@
+"""The README's tables are what the committed rows give."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import rows, tables
+from tests.test_rows import experiment_row, speed_row
+
+ROOT = Path(__file__).parents[1]
+README = (
+    "# Title\n\n<!-- table:headline -->\nold\n<!-- /table -->\n\nBetween.\n\n"
+    "<!-- table:first_rows -->\n<!-- /table -->\n"
+    "<!-- table:speed -->\n<!-- /table -->\n"
+)
+
+
+def scored(method, mean, **changes):
+    full = changes.setdefault("full_accuracy_mean", 0.75)
+    return experiment_row(
+        method=method, accuracy_mean=mean, relative_accuracy=mean / full, **changes
+    )
+
+
+@pytest.fixture
+def results():
+    other = {"dataset": "sst5", "examples": 5, "majority_accuracy": 0.286}
+    return {
+        "distill": [
+            scored("distilled", 0.1),
+            scored("distilled", 0.6, examples=2),
+            scored("distilled", 0.7),
+            scored("distilled", 0.99, labels="hard"),
+            scored("distilled", 0.98, theta_0="fixed"),
+            scored("distilled", 0.97, preset="li2021"),
+            scored("distilled", 0.96, split="validation"),
+            scored("distilled", 0.95, model="bag"),
+            scored("random", 0.55, labels="hard", training="standard", num_seeds=5),
+            scored("full", 0.74, examples=8000, labels="hard", training="standard"),
+            scored("full", 0.75, examples=8000, labels="hard", training="standard"),
+            scored("majority", 0.5, examples=0, theta_0=None, accuracy_sd=None),
+            scored("distilled", 0.375, **other),
+            scored("distilled", 0.45, split="validation", **other),
+            scored("random", 0.25, **other),
+            scored("kmeans_medoids", 0.3, **other),
+            scored("kmeans_medoids", 0.9, **{**other, "examples": 100}),
+            scored("full", 0.75, **other),
+        ],
+        "meta_step": [
+            speed_row(seconds_median=9.0),
+            speed_row(config="imdb", seconds_median=1.6),
+            speed_row(
+                implementation="torch_reference",
+                seconds_median=1.18,
+                ratio_to_torch=1.0,
+                temp_bytes=None,
+            ),
+            speed_row(seconds_median=0.301),
+        ],
+    }
+
+
+def lines(text):
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+def test_headline_takes_the_newest_row_of_the_plain_setting(results):
+    text = tables.headline(results)
+    assert lines(text)[2:] == [
+        "| **distilled** | 60.0 ± 1.0 | - | 70.0 ± 1.0 |",
+        "| random real | - | - | 55.0 ± 1.0 |",
+        "| random real, balanced | - | - | - |",
+        "| k-means medoids | - | - | - |",
+        "| all training data | 75.0 ± 1.0 | 75.0 ± 1.0 | 75.0 ± 1.0 |",
+        "| majority class | 50.0 | 50.0 | 50.0 |",
+        "| distilled, % of all training data | 80.0 | - | 93.3 |",
+    ]
+    assert "over 20 random θ0 and 1 to 5 seed(s)" in text
+
+
+def test_first_rows_set_the_best_real_examples_beside(results):
+    assert lines(tables.first_rows(results))[2:] == [
+        "| sst5 | 5 | text_cnn | random | soft | **37.5 ± 1.0** "
+        "| 30.0 ± 1.0 (kmeans_medoids) | 75.0 | 50.0 | 28.6 | validation | 1 × 20 |"
+    ]
+
+
+def test_speed_keeps_configurations_together(results):
+    assert lines(tables.speed(results))[2:] == [
+        "| sst5 | 50 | 1 | distill_jax | 0.301 | 3.9× | 31.0 | cpu:1 cores, 1 thread |",
+        "| sst5 | 50 | 1 | torch_reference | 1.18 | 1.0× | - | cpu:1 cores, 1 thread |",
+        "| imdb | 50 | 1 | distill_jax | 1.6 | 3.9× | 31.0 | cpu:1 cores, 1 thread |",
+    ]
+
+
+def test_no_rows_yet_is_said():
+    empty = {"distill": [], "meta_step": []}
+    for name, table in tables.TABLES.items():
+        assert "No rows in `results/" in table(empty), name
+
+
+def test_render_changes_only_what_is_marked(results):
+    text = tables.render(README, results)
+    assert text.startswith("# Title\n\n<!-- table:headline -->\n\n| rotten")
+    assert "old" not in text and "\n\nBetween.\n\n" in text
+    assert tables.render(text, results) == text
+    assert tables.outdated(text, results) == []
+    results["meta_step"].append(speed_row(config="trec"))
+    assert tables.outdated(text, results) == ["speed"]
+
+
+@pytest.mark.parametrize(
+    ("readme", "message"),
+    [
+        ("<!-- table:magic -->\n<!-- /table -->\n", "unknown table 'magic'; known: he"),
+        ("<!-- table:speed -->\n", "needs a line of its own and"),
+        ("<!-- /table -->\n", "needs a line of its own and"),
+        (
+            "<!-- table:speed -->\n<!-- table:headline -->\n<!-- /table -->\n",
+            "needs a line of its own and",
+        ),
+    ],
+)
+def test_broken_markers(readme, message, results):
+    with pytest.raises(ValueError, match=message):
+        tables.render(readme, results)
+
+
+def test_the_command_rewrites_and_checks(tmp_path, results):
+    readme = tmp_path / "README.md"
+    readme.write_text(README)
+    for name in results:
+        rows.append(tmp_path / "results" / f"{name}.jsonl", results[name])
+
+    def run(*args):
+        return subprocess.run(
+            [sys.executable, "-m", "experiments.tables", f"--readme={readme}"]
+            + [f"--results={tmp_path / 'results'}", *args],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    stale = run("--check")
+    assert stale.returncode == 1
+    assert "headline, first_rows, speed" in stale.stderr
+    assert readme.read_text() == README
+    assert run().returncode == 0
+    assert readme.read_text() == tables.render(README, results)
+    assert run("--check").returncode == 0
+    missing = run(f"--readme={tmp_path / 'absent.md'}")
+    assert missing.returncode == 1 and "no " in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+
+def test_the_committed_readme_is_current():
+    path = ROOT / "README.md"
+    if not path.is_file():
+        pytest.skip("there is no README.md yet")
+    text = path.read_text(encoding="utf-8")
+    for name in tables.TABLES:
+        assert f"<!-- table:{name} -->" in text
+    assert tables.outdated(text, tables.load(ROOT / "results")) == []
