@@ -23,9 +23,9 @@ TrainFn = Callable[[Params, jax.Array], Params]  # (theta_0, key) -> theta
 
 def one_hot_batch(tokens: np.ndarray, labels: np.ndarray, num_classes: int) -> Batch:
     """Real text as a `Batch`: `tokens` `[N, L]` (0 is padding), `labels` `[N]`."""
-    tokens = jnp.asarray(tokens)
+    x = jnp.asarray(tokens)
     y = jax.nn.one_hot(jnp.asarray(labels), num_classes)
-    return Batch(tokens, (tokens != 0).astype(y.dtype), y)
+    return Batch(x, (x != 0).astype(y.dtype), y)
 
 
 def minibatches(batch: Batch, num: int) -> Batch:

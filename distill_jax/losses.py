@@ -24,11 +24,12 @@ def logits_fn(model: Model) -> Callable[..., jax.Array]:
 
 def route_fn(model: Model) -> Callable[[Params, Batch], object] | None:
     """Makes `(theta, batch) -> route`, or None where the model has no choices."""
-    if model.route is None:
+    choose = model.route
+    if choose is None:
         return None
 
     def route(theta: Params, batch: Batch):
-        return model.route(theta, _embedded(model, theta, batch), batch.mask)
+        return choose(theta, _embedded(model, theta, batch), batch.mask)
 
     return route
 

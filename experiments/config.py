@@ -22,18 +22,19 @@ def define_flags(config: type, presets: Mapping[str, Mapping[str, Any]]) -> None
     """Defines a flag for each field of `config`, and `--preset`."""
     for field in dataclasses.fields(config):
         text, choices = field.metadata["help"], field.metadata["choices"]
+        default: Any = field.default
         if choices:
-            flags.DEFINE_enum(field.name, field.default, list(choices), text)
-        elif isinstance(field.default, bool):
-            flags.DEFINE_bool(field.name, field.default, text)
-        elif isinstance(field.default, int):
-            flags.DEFINE_integer(field.name, field.default, text)
-        elif isinstance(field.default, float):
-            flags.DEFINE_float(field.name, field.default, text)
-        elif isinstance(field.default, tuple):
-            flags.DEFINE_list(field.name, list(field.default), text)
+            flags.DEFINE_enum(field.name, default, list(choices), text)
+        elif isinstance(default, bool):
+            flags.DEFINE_bool(field.name, default, text)
+        elif isinstance(default, int):
+            flags.DEFINE_integer(field.name, default, text)
+        elif isinstance(default, float):
+            flags.DEFINE_float(field.name, default, text)
+        elif isinstance(default, tuple):
+            flags.DEFINE_multi_string(field.name, list(default), text)
         else:
-            flags.DEFINE_string(field.name, field.default, text)
+            flags.DEFINE_string(field.name, default, text)
     if presets:
         known = "settings of a paper, its flaws included; explicit flags win"
         flags.DEFINE_enum("preset", None, sorted(presets), known)

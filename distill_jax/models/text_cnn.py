@@ -73,9 +73,11 @@ def text_cnn(
 
     def apply(params, x, mask, *, key=None, route=None):
         rngs = None if key is None else {"dropout": key}
-        return net.apply(
-            {"params": params}, x, mask, route=route, train=key is not None, rngs=rngs
+        train = key is not None
+        logits: Any = net.apply(
+            {"params": params}, x, mask, route=route, train=train, rngs=rngs
         )
+        return logits
 
     def route(params, x, mask):
         return {
@@ -186,7 +188,8 @@ def _score_windows(padded, kernel, route):
     width = kernel.shape[-1] // padded.shape[-1]
 
     def one(example):
-        return (_windows(*example, width) * kernel).sum(-1)
+        x, positions = example
+        return (_windows(x, positions, width) * kernel).sum(-1)
 
     return lax.map(one, (padded, route))
 
@@ -249,7 +252,7 @@ class _Convolution(nn.Module):
     def __call__(self, x, mask, route):
         pooled = []
         for k in self.widths:
-            group = _Filters(self.filters, self.kernel_init, name=str(k))
+            group: Any = _Filters(self.filters, self.kernel_init, name=str(k))
             kernel, bias = group(k * x.shape[-1], x.dtype)
             if self.pooling == "dense":
                 pooled.append(max_over_time_dense(x, mask, kernel, bias))

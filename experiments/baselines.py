@@ -1,0 +1,72 @@
+"""What a distilled set is set beside, tuned on validation only."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from distill_jax import evaluate
+from distill_jax.types import Batch
+from experiments.task import VALIDATION_CHUNK, Task, take
+
+Scorer = Callable[[jax.Array, Batch], jax.Array]  # (keys [N], chunks) -> accuracies [N]
+
+
+def validation_chunks(batch: Batch, *, seed: int, num_examples: int) -> Batch:
+    """A random part of a split, cut into chunks to score on.
+
+    Args:
+        batch: the split, `[N, ...]`.
+        seed: of the choice.
+        num_examples: how many, at most N.
+
+    Returns:
+        A batch `[K, VALIDATION_CHUNK, ...]`, in the order of the split.
+    """
+    rng = np.random.default_rng(seed)
+    n = min(num_examples, len(batch.y))
+    rows = np.sort(rng.choice(len(batch.y), n, replace=False))
+    return evaluate.padded(take(batch, rows), VALIDATION_CHUNK)
+
+
+def tuned_full(
+    task: Task, validation: Batch, *, seed: int, max_epochs: int
+) -> tuple[Scorer, dict[str, Any]]:
+    """Adam on all of train: step size and number of epochs best on validation.
+
+    Args:
+        task: the corpus and the network.
+        validation: from `validation_chunks`.
+        seed: of the theta_0 it is tuned with.
+        max_epochs: epochs tried.
+
+    Returns:
+        What trains and scores fresh networks, compiled; and the recipe.
+    """
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 3), 3)
+    best, best_accuracy = (0.0, 0), -1.0
+    for lr in (1e-3, 3e-3):
+        curve = jax.jit(
+            partial(
+                evaluate.learning_curves,
+                task.model,
+                task.model.init,
+                task.loss_fn,
+                task.train,
+                optax.adam(lr),
+                num_epochs=max_epochs,
+                batch_size=64,
+            )
+        )(keys, validation)
+        means = np.asarray(curve.mean(0))
+        if means.max() > best_accuracy:
+            best, best_accuracy = (lr, int(means.argmax()) + 1), float(means.max())
+    lr, epochs = best
+    train = evaluate.standard(
+        task.loss_fn, task.train, optax.adam(lr), num_epochs=epochs, batch_size=64
+    )
+    full = jax.jit(partial(evaluate.accuracies, task.model, task.model.init, train))
+    return full, {"optimizer": "adam", "lr": lr, "num_epochs": epochs, "batch": 64}
