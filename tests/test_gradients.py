@@ -184,10 +184,10 @@ def test_checkpointed_unroll_equals_the_plain_one(segment, mixed, passes):
 
 def temp_bytes(scan, passes, steps, inner_grad=jax.value_and_grad):
     """Of the compiled meta-gradient; theta is the largest thing there is."""
-    width, classes = 16, 32
+    width, hidden, classes = 4, 128, 4
 
     def loss(theta, batch):
-        logits = jnp.tanh(batch.x.mean(1)) @ theta
+        logits = jnp.tanh(batch.x.mean(1) @ theta[0]) @ theta[1]
         return -(batch.y * jax.nn.log_softmax(logits)).sum()
 
     objective = unrolled(loss, inner_grad=inner_grad, scan=scan)
@@ -195,7 +195,7 @@ def temp_bytes(scan, passes, steps, inner_grad=jax.value_and_grad):
     d = Distilled(
         shape((steps, 1, 1, width)), shape((steps, 1, classes)), shape((passes, steps))
     )
-    theta = shape((width, classes))
+    theta = shape((width, hidden)), shape((hidden, classes))
     batch = Batch(shape((1, 1, width)), shape((1, 1)), shape((1, classes)))
     lowered = jax.jit(jax.grad(objective)).lower(d, theta, batch)
     return lowered.compile().memory_analysis().temp_size_in_bytes
@@ -210,7 +210,7 @@ def test_memory_grows_with_the_root_of_the_steps(layout, inner_grad):
     few, many = LAYOUTS[layout](16), LAYOUTS[layout](256)
     plain = [temp_bytes(lax.scan, *t, inner_grad) for t in (few, many)]
     least = [temp_bytes(checkpointed_scan(), *t, inner_grad) for t in (few, many)]
-    theta = 8 * 16 * 32
+    theta = 8 * 128 * (4 + 4)
     assert plain[1] - plain[0] > 0.9 * theta * (256 - 16)
     assert least[1] <= 4.4 * least[0]
     assert least[1] < plain[1] / 4

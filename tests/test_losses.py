@@ -14,10 +14,8 @@ from tests.tiny import MODEL, C, D, L
 R = np.random.default_rng(2)
 THETA = MODEL.init(jax.random.key(0))
 N = 4
-X, MASK = (
-    R.normal(size=(N, L, D)),
-    np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1.0]]),
-)
+X = R.normal(size=(N, L, D))
+MASK = jnp.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1.0]])
 SOFT = R.dirichlet(np.ones(C), N)
 HARD = np.eye(C)[[0, 2, 1, 0]]
 TOKENS = R.integers(0, D, (N, L))
@@ -28,6 +26,7 @@ CNN = text_cnn(VECTORS, C, widths=(2,), filters=3, hidden=None, dropout=0.5)
 
 
 def by_hand(x, mask, y, rows):
+    mask = np.asarray(mask)
     mean = (x * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
     logits = mean @ np.asarray(THETA["w"]) + np.asarray(THETA["b"])
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -69,7 +68,7 @@ def test_no_label_at_all_costs_nothing():
 
 
 def test_permuting_the_examples_changes_no_loss():
-    order = [2, 0, 3, 1]
+    order = np.array([2, 0, 3, 1])
     loss = LOSS(THETA, Batch(X, MASK, SOFT))
     same = LOSS(THETA, Batch(X[order], MASK[order], SOFT[order]))
     np.testing.assert_allclose(same, loss, rtol=1e-13)

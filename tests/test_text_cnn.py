@@ -172,14 +172,6 @@ def test_a_word_that_is_nan_is_seen_where_the_mask_shows_it():
     assert np.isnan(max_over_time(x, MASK, KERNEL, BIAS)[0]).all()
 
 
-def test_winners_have_no_derivative():
-    def f(x, kernel):
-        return winners(x, MASK, kernel).astype(float).sum() + 0 * x.sum()
-
-    assert not jax.grad(f)(X, KERNEL).any()
-    assert not jax.grad(f, 1)(X, KERNEL).any()
-
-
 def test_scores_at_a_given_route_and_their_derivatives():
     route = np.random.default_rng(1).integers(0, L, (B, F)).astype(np.int32)
     rows = np.concatenate([X * MASK[..., None], np.zeros((B, K - 1, D))], 1)
@@ -200,6 +192,8 @@ def test_the_route_of_the_model_is_that_of_each_width():
     theta = random_like(jax.eval_shape(model.init, jax.random.key(0)), 1)
     route = model.route(theta, X, MASK)
     assert set(route) == {"1", "2", "3"}
+    given = model.apply(theta, X, MASK, route=route)
+    np.testing.assert_allclose(given, model.apply(theta, X, MASK), rtol=1e-12)
     for name, found in route.items():
         kernel = np.asarray(theta["conv"][name]["kernel"])
         np.testing.assert_array_equal(found, scores_by_hand(X, MASK, kernel).argmax(1))

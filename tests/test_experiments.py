@@ -1,0 +1,709 @@
+"""Experiments from flags to rows, on a few hundred articles of bbc_news."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_jax import artifact, data
+from distill_jax.checkpoints import latest_step
+from experiments import distill, evaluate
+from experiments import rows as result_rows
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "vectors": "random",
+    "model": "bag",
+    "model_settings": ("hidden=8",),
+    "length": 40,
+    "examples_per_class": 2,
+    "num_passes": 3,
+    "num_meta_steps": 40,
+    "validate_every": 10,
+    "checkpoint_every": 1,
+    "real_batch": 64,
+    "real_chunk": 32,
+    "validation_inits": 2,
+    "validation_examples": 40,
+    "test_inits": 3,
+    "selection_seeds": 2,
+    "full_epochs": 2,
+}
+SHORT = {
+    "max_epochs": 5,
+    "full_epochs": 2,
+    "validation_inits": 2,
+    "validation_examples": 40,
+    "test_inits": 3,
+}
+
+
+def write_split(path: Path, texts, labels) -> None:
+    lines = [f"{text}\t{label}\n" for text, label in zip(texts, labels, strict=True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("text\tlabel\n" + "".join(lines), encoding="utf-8")
+
+
+def write_corpus(folder: Path, *, flipped_test: bool = False) -> Path:
+    """300 articles about sport or business, 60 of them for validation, 60 for test."""
+    try:
+        news = data.bbc_news()
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
+    classes = [news.label_names.index(name) for name in ("business", "sports")]
+    by_class = [np.flatnonzero(news.train.labels == c)[:150] for c in classes]
+    rows = np.stack(by_class, 1).ravel()  # alternating, so every part is balanced
+    for name, part in (
+        ("train", rows[:180]),
+        ("validation", rows[180:240]),
+        ("test", rows[240:]),
+    ):
+        labels = (news.train.labels[part] == classes[1]).astype(int)
+        if flipped_test and name == "test":
+            labels = 1 - labels
+        texts = [" ".join(news.train.texts[i].split()[:60]) for i in part]
+        write_split(
+            folder / f"{name}.tsv", texts, np.array(["business", "sport"])[labels]
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "articles")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def single_precision():
+    """As users run it, and as the processes that are started here do."""
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)
+
+
+class Run:
+    """A run in this process, and what it left behind."""
+
+    def __init__(self, corpus: Path, folder: Path, **changes):
+        self.out, self.results, self.said = folder / "run", folder / "r.jsonl", []
+        config = distill.Config(**TINY | {"dataset": str(corpus)} | changes)
+        self.rows = distill.run(
+            config, out=self.out, results=self.results, say=self.said.append
+        )
+        self.by_method = {row["method"]: row for row in self.rows}
+        self.tensors = (self.out / "artifact" / artifact.TENSORS).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory) -> Run:
+    return Run(corpus, tmp_path_factory.mktemp("finished"))
+
+
+def measured(rows):
+    """All of the rows but what depends on when and how they were made."""
+    free = {"seconds", "command", "commit"}
+    return [{k: v for k, v in row.items() if k not in free} for row in rows]
+
+
+def child(*args: str, **options) -> subprocess.Popen:
+    """A process that computes as this one does."""
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_NUM_CPU_DEVICES": "4",
+    }
+    env["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir
+    return subprocess.Popen(
+        [sys.executable, *args],
+        cwd=ROOT,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def as_flags(settings: dict) -> list[str]:
+    return [
+        f"--{name}={item}"
+        for name, value in settings.items()
+        for item in (value if isinstance(value, tuple) else (value,))
+    ]
+
+
+# A whole run
+
+
+def test_every_method_has_a_valid_row(finished):
+    assert list(finished.by_method) == [
+        "distilled",
+        "full",
+        *distill.SELECTIONS,
+        "majority",
+    ]
+    for row in finished.rows:
+        result_rows.check(row)
+        assert row["split"] == "test" and row["dataset"] == "articles"
+        assert row["selected_on"] == "validation" and row["model"] == "bag"
+    row = finished.by_method["distilled"]
+    assert (row["examples"], row["examples_per_class"], row["num_inits"]) == (4, 2, 3)
+    assert row["fraction_of_train"] == pytest.approx(4 / 180)
+    assert row["config"]["num_meta_steps"] == 40
+    assert finished.by_method["random"]["num_seeds"] == 2
+    assert finished.by_method["full"]["examples"] == 180
+    assert finished.by_method["majority"]["accuracy_mean"] == 0.5
+    assert len(result_rows.read(finished.results)) == len(finished.rows)
+
+
+def test_what_was_distilled_is_worth_more_than_chance(finished):
+    assert finished.by_method["distilled"]["accuracy_mean"] > 0.6
+    assert finished.by_method["full"]["accuracy_mean"] > 0.6
+
+
+def test_it_says_what_it_will_do_and_shows_a_table(finished):
+    said = "\n".join(finished.said)
+    assert "180 train, 60 validation, 60 test; 2 classes" in said
+    assert "Will learn 4 sentences of 40 x 50 numbers in 40 meta-steps" in said
+    assert "1 minibatches x 3 passes = 3 inner steps" in said
+    assert "Estimate: " in said and " GB at its peak" in said
+    table = finished.said[-2]
+    for row in finished.rows:
+        line = next(x for x in table.splitlines() if x.startswith(row["method"] + " "))
+        assert f"{row['accuracy_mean']:.1%}" in line
+    where = said.index("Reading the test split.")
+    assert where > said.rindex("step size") and where < said.index("distilled  ")
+
+
+def test_figures_are_drawn(finished):
+    for name in ("run.png", "budget.png"):
+        assert (finished.out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_artefact_loads_and_says_where_it_is_from(finished, corpus):
+    loaded = artifact.load(finished.out / "artifact")
+    assert loaded.arrays["x"].shape == (1, 4, 40, 50)
+    assert loaded.arrays["lr"].shape == (3, 1)
+    card = loaded.card
+    assert card["label_names"] == ["business", "sport"]
+    assert set(card["corpus"]["sha256"]) == {
+        "train.tsv",
+        "validation.tsv",
+        "test.tsv",
+    }
+    assert card["model"] == {"name": "bag", "settings": {"hidden": 8}}
+    assert card["config"]["seed"] == 0
+    row = finished.by_method["distilled"]
+    assert card["results"]["distilled"] == row["accuracy_mean"]
+    assert str(corpus.parent) not in json.dumps(card)
+
+
+def test_without_baselines(corpus, tmp_path):
+    run = Run(corpus, tmp_path, baselines=False, num_meta_steps=1, test_inits=1)
+    assert list(run.by_method) == ["distilled", "majority"]
+    for row in run.rows:
+        assert row["full_accuracy_mean"] is row["relative_accuracy"] is None
+        assert row["accuracy_sd"] is None
+
+
+def test_a_dry_run_trains_nothing(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(distill, "distill", None)
+    said = []
+    rows = distill.run(
+        distill.Config(**TINY | {"dataset": str(corpus)}),
+        out=tmp_path / "run",
+        results=tmp_path / "r.jsonl",
+        dry_run=True,
+        say=said.append,
+    )
+    assert rows == [] and not list(tmp_path.iterdir())
+    assert said[-1].startswith("Estimate: ")
+
+
+# Nothing is chosen on test
+
+
+def test_test_labels_change_nothing_but_the_scores(finished, tmp_path, monkeypatch):
+    """With the test labels of both classes exchanged, right is wrong, and all that
+    was learned or tuned is the same."""
+    monkeypatch.chdir(tmp_path)
+    other = Run(write_corpus(tmp_path / "articles", flipped_test=True), tmp_path)
+    assert other.tensors == finished.tensors
+    for name, row in other.by_method.items():
+        before = finished.by_method[name]
+        assert row["config"].get("tuned") == before["config"].get("tuned")
+        assert row["accuracy_mean"] == pytest.approx(1 - before["accuracy_mean"])
+    assert other.by_method["distilled"]["accuracy_mean"] < 0.4
+
+
+def test_a_preset_that_chooses_on_test_says_so(corpus, tmp_path):
+    small = {"dataset": str(corpus), "select_on": "test", "baselines": False}
+    run = Run(corpus, tmp_path, **small | {"num_meta_steps": 1, "test_inits": 2})
+    assert run.by_method["distilled"]["selected_on"] == "test"
+
+
+# Presets and flags
+
+
+def test_li2021_is_the_setting_of_the_paper(corpus):
+    config = distill.Config(**distill.PRESETS["li2021"])
+    assert config.examples_per_class * 4 == 108  # AG News has four classes
+    assert config.num_minibatches * config.num_passes == 162
+    assert (config.inner_lr, config.meta_lr, config.real_batch) == (0.01, 0.01, 256)
+    assert (config.theta_0, config.length) == ("fixed", 80)
+    differs = dataclasses.replace(config, dataset=str(corpus), vectors="random")
+    start = distill._start(differs, distill._load(differs, lambda text: None))
+    assert start.x.shape == (27, 2, 80, 50)
+    assert set(np.unique(start.y)) == {0.0, 1.0}  # hard labels
+    np.testing.assert_allclose(start.lr, 0.01, rtol=1e-6)
+
+
+def test_sucholutsky2019_is_the_setting_of_the_paper():
+    config = distill.Config(**distill.PRESETS["sucholutsky2019"])
+    assert (config.labels, config.learn_lr, config.theta_0) == ("soft", True, "random")
+    assert (config.real_batch, config.meta_b1, config.model) == (1024, 0.5, "kim_cnn")
+
+
+@pytest.mark.parametrize("name", sorted(distill.PRESETS))
+def test_a_preset_names_only_settings(name):
+    known = {field.name for field in dataclasses.fields(distill.Config)}
+    assert set(distill.PRESETS[name]) <= known
+    assert distill.Config(**distill.PRESETS[name]) != distill.Config()
+
+
+SERVER = """
+import contextlib, io, json, resource, sys
+import experiments.distill as distill
+import experiments.evaluate as evaluate
+from absl import flags
+module = {"distill": distill, "evaluate": evaluate}[sys.argv[1]]
+module.define_flags()
+distill._estimate = lambda *_: ""
+really = distill.distill
+
+def long_work(*args, **options):
+    raise AssertionError("long work has begun")
+
+for case in json.load(sys.stdin):
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    distill.distill = really if case.get("begins") else long_work
+    evaluate.evaluate.native = evaluate.evaluate.standard = long_work
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            flags.FLAGS(["program", *case["flags"]])
+            if case.get("parse_only"):
+                config = module.flagged.from_flags(
+                    module.Config, getattr(module, "PRESETS", {})
+                )
+                print(json.dumps(vars(config)))
+            else:
+                if "file_limit" in case:
+                    limit = (case["file_limit"], unlimited[1])
+                    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+                module.main(["program"])
+        except SystemExit as stop:
+            code = stop.code
+        except Exception as error:
+            code = f"{type(error).__name__}: {error}"
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
+"""
+
+
+def serve(experiment: str, cases: dict[str, dict]) -> dict[str, list]:
+    """Runs main() on each case in one process; its exit code, stdout and stderr."""
+    process = child("-W", "error", "-c", SERVER, experiment)
+    out, err = process.communicate(json.dumps(list(cases.values())), timeout=300)
+    assert process.returncode == 0, err
+    return dict(zip(cases, map(json.loads, out.splitlines()), strict=True))
+
+
+def write(path: Path, content: bytes) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return str(path)
+
+
+HEAD = b"text\tlabel\n"
+# Which flags; what the one line says.
+BAD = {
+    "unknown dataset": (["--dataset=nope"], "unknown dataset 'nope'; .*bbc_news, imdb"),
+    "missing file": (["--dataset={tmp}/none.tsv"], "none.tsv: no such file"),
+    "empty file": (["--dataset={empty}"], "empty.tsv: the file is empty"),
+    "missing column": (["--text_column=words"], "words.*(has|have|only|columns)"),
+    "one class": (["--dataset={one_class}"], "one class only"),
+    "unseen label": (["--dataset={unseen}"], "labels not seen in train: 'new'"),
+    "not UTF-8": (["--dataset={latin}"], "UTF-8"),
+    "too many": (["--examples=500"], "asked for 500 examples of 180"),
+    "a scarce class": (
+        ["--examples_per_class=80", "--dataset={scarce}"],
+        "class 1 has",
+    ),
+    "NaN vectors": (["--vectors={nan}"], "nan.txt: line 2 .* not finite"),
+    "wrong width": (["--vectors={width}"], "width.txt: line 2 has 2 numbers, expect"),
+    "no vectors": (["--vectors={tmp}/none.txt"], "none.txt: no such file of word"),
+    "minibatches": (["--num_minibatches=3"], "--num_minibatches=3 must divide the 4"),
+    "real batch": (["--real_batch=1024"], "--real_batch=1024 is more than the 180"),
+    "real chunk": (["--real_chunk=7"], "--real_chunk=7 must divide --real_batch=64"),
+    "no passes": (["--num_passes=0"], "--num_passes must be at least 1, got 0"),
+    "inner_lr": (["--inner_lr=0"], "--inner_lr must be above 0, got 0"),
+    "model setting": (
+        ["--model_settings=nope=1"],
+        "model bag has no setting 'nope'; known: dropout, hidden",
+    ),
+    "not a setting": (["--model_settings=hidden"], "NAME=VALUE .* got 'hidden'"),
+    "not resumed": (["--out={run}"], "already has a run, at step 40: resume it"),
+    "another run": (
+        ["--out={run}", "--resume", "--seed=1"],
+        "of another run: .*(seed|key|vocabulary) was",
+    ),
+    "another size": (
+        ["--out={run}", "--resume", "--num_passes=4"],
+        "another run: num_passes was 3, now 4",
+    ),
+    "full disk": (["--out={tmp}/full"], "cannot save the checkpoint of step 0 in"),
+}
+BEGINS = {"not resumed", "another run", "another size", "full disk"}
+
+
+@pytest.fixture(scope="module")
+def refused(corpus, finished, tmp_path_factory):
+    tmp = tmp_path_factory.mktemp("bad")
+    articles = data.load(str(corpus)).train
+    names = np.array(["business", "sport"])[articles.labels]
+    scarce = np.concatenate(
+        [np.flatnonzero(articles.labels == 0), np.flatnonzero(articles.labels)[:20]]
+    )
+    texts = np.array(articles.texts)
+    write_split(tmp / "scarce.tsv", texts[scarce], names[scarce])
+    write_split(tmp / "one.tsv", texts[:20], ["same"] * 20)
+    shutil.copytree(corpus, tmp / "unseen")
+    write_split(tmp / "unseen" / "test.tsv", texts[:3], ["new", "sport", "business"])
+    shutil.copytree(finished.out, tmp / "run")
+    places = {
+        "tmp": tmp,
+        "run": tmp / "run",
+        "empty": write(tmp / "empty.tsv", b""),
+        "one_class": tmp / "one.tsv",
+        "unseen": tmp / "unseen",
+        "scarce": tmp / "scarce.tsv",
+        "latin": write(
+            tmp / "latin.tsv", HEAD + "caf\xe9\ta\nb\tb\n".encode("latin-1")
+        ),
+        "nan": write(tmp / "nan.txt", b"the 1 2 3\nof 1 nan 2\n"),
+        "width": write(tmp / "width.txt", b"the 1 2 3\nof 1 2\n"),
+    }
+    usual = as_flags(TINY | {"dataset": corpus, "results": tmp / "rows.jsonl"})
+    cases = {}
+    for name, (given, _) in BAD.items():
+        given = [flag.format(**places) for flag in given]
+        own = {flag.partition("=")[0] for flag in given}
+        kept = [flag for flag in usual if flag.partition("=")[0] not in own]
+        if "--out" not in own:
+            kept.append(f"--out={tmp / 'out'}")
+        cases[name] = {"flags": kept + given, "begins": name in BEGINS}
+    cases["full disk"]["file_limit"] = 1000
+    answers = serve("distill", cases)
+    assert not (tmp / "rows.jsonl").exists() and not (tmp / "out").exists()
+    return answers
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_clear_line(refused, name):
+    code, _, err = refused[name]
+    assert code == 1, err
+    lines = [line for line in err.splitlines() if "step/s" not in line and line]
+    (line,) = [line for line in lines if line.startswith("error: ")]
+    assert "Traceback" not in err and lines == [line]
+    assert re.search(BAD[name][1], line), line
+
+
+def test_flags_win_over_a_preset_and_a_preset_over_the_defaults():
+    answers = serve(
+        "distill",
+        {
+            name: {"flags": given, "parse_only": True}
+            for name, given in {
+                "default": [],
+                "preset": ["--preset=li2021"],
+                "both": ["--preset=li2021", "--num_passes=2", "--learn_lr"],
+                "same": ["--preset=li2021", "--num_passes=20"],
+                "model": ["--model=nope"],
+                "preset name": ["--preset=nope"],
+                "flag": ["--nope=1"],
+            }.items()
+        },
+    )
+    config = {k: json.loads(v[1]) for k, v in answers.items() if not v[0]}
+    assert config["default"]["num_passes"] == distill.Config().num_passes
+    assert config["preset"]["num_passes"] == 6
+    assert config["preset"]["learn_lr"] is False
+    assert config["both"]["num_passes"] == 2 and config["both"]["learn_lr"] is True
+    assert config["both"]["num_minibatches"] == 27
+    assert config["same"]["num_passes"] == 20  # given, though it is the default
+    assert "bag|bilstm|kim_cnn|text_cnn|transformer" in answers["model"][0]
+    assert "li2021|sucholutsky2019" in answers["preset name"][0]
+    assert "Unknown command line flag 'nope'" in answers["flag"][0]
+
+
+def test_an_unknown_model_and_a_missing_file_on_the_command_line():
+    for given, said in (
+        ("--model=nope", "<bag|bilstm|kim_cnn|text_cnn|transformer>"),
+        ("--dataset=none.tsv", "error: none.tsv: no such file"),
+    ):
+        process = child("-m", "experiments.distill", given)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert said in err and "Traceback" not in err
+
+
+# Killed, interrupted, resumed
+
+
+def start(corpus: Path, out: Path, *flags: str) -> subprocess.Popen:
+    given = as_flags(
+        TINY | {"dataset": corpus, "out": out, "results": out.parent / "r.jsonl"}
+    )
+    return child("-m", "experiments.distill", *given, *flags)
+
+
+def send_at_step(process: subprocess.Popen, out: Path, step: int, number: int) -> str:
+    """Waits for a checkpoint of that step or a later one; gives stderr."""
+    limit = time.monotonic() + 120
+    while not any(
+        path.name.removeprefix("step_").isdecimal()
+        and int(path.name.removeprefix("step_")) >= step
+        for path in (out / "checkpoints").glob("step_*")
+    ):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+    process.send_signal(number)
+    return process.communicate(timeout=120)[1]
+
+
+def test_kill_9_and_resume_is_an_unbroken_run(corpus, finished, tmp_path):
+    out = tmp_path / "run"
+    process = start(corpus, out)
+    send_at_step(process, out, 8, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert 8 <= latest_step(out / "checkpoints") < 40
+    assert not (out / "artifact").exists() and not (tmp_path / "r.jsonl").exists()
+    process = start(corpus, out, "--resume")
+    said, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert (out / "artifact" / artifact.TENSORS).read_bytes() == finished.tensors
+    rows = result_rows.read(tmp_path / "r.jsonl")
+    expected = result_rows.read(finished.results)
+    assert measured(rows) == measured(expected)
+    assert rows[0]["command"].startswith("python -m experiments.distill --vectors=")
+    assert str(tmp_path) not in (tmp_path / "r.jsonl").read_text()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(corpus, tmp_path):
+    out = tmp_path / "run"
+    process = start(corpus, out)
+    err = send_at_step(process, out, 8, signal.SIGINT)
+    assert process.returncode == 130, err
+    step = latest_step(out / "checkpoints")
+    assert 8 <= step < 40
+    assert f"stopped by SIGINT after step {step} of 40" in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("To go on: python -m experiments.distill --vectors=random")
+    assert last.endswith("--resume")
+    assert "Traceback" not in err and not (tmp_path / "r.jsonl").exists()
+
+
+# Evaluation
+
+
+def assess(saved: Path, corpus: Path, tmp_path: Path, **changes):
+    said = []
+    config = evaluate.Config(
+        **SHORT | {"artifact": str(saved), "dataset": str(corpus)} | changes
+    )
+    rows = evaluate.run(config, results=tmp_path / "e.jsonl", say=said.append)
+    return {(r["model"], r["method"], r["training"]): r for r in rows}, said
+
+
+@pytest.fixture(scope="module")
+def assessed(finished, corpus, tmp_path_factory):
+    other = {"model": "text_cnn", "model_settings": ("filters=2", "hidden=null")}
+    tmp = tmp_path_factory.mktemp("assessed")
+    rows, said = assess(
+        finished.out / "artifact", corpus, tmp, full=True, **other | {"max_epochs": 25}
+    )
+    assert len(result_rows.read(tmp / "e.jsonl")) == len(rows)
+    return rows, said
+
+
+def test_fresh_networks_score_as_the_run_reported(assessed, finished):
+    row = assessed[0]["bag", "distilled", "native"]
+    reported = finished.by_method["distilled"]
+    for field in ("accuracy_mean", "accuracy_sd", "bytes", "examples", "labels"):
+        assert row[field] == reported[field]
+    full = assessed[0]["bag", "full", "standard"]
+    assert full["accuracy_mean"] == finished.by_method["full"]["accuracy_mean"]
+
+
+def test_it_trains_in_the_ordinary_way_and_on_another_network(assessed):
+    rows, said = assessed
+    ways = [("distilled", "native"), ("distilled", "standard"), ("full", "standard")]
+    assert list(rows) == [
+        *[(model, *way) for model in ("bag", "text_cnn") for way in ways],
+        ("bag", "majority", None),
+    ]
+    for row in rows.values():
+        result_rows.check(row)
+        assert row["experiment"] == "evaluate"
+        tuned = row["config"].get("tuned")
+        assert (tuned is not None) == (row["training"] == "standard")
+    assert rows["bag", "distilled", "standard"]["accuracy_mean"] > 0.6
+    assert "text_cnn" in said[-1] and "±" in said[-1]
+
+
+def test_evaluation_chooses_nothing_on_test(assessed, finished, tmp_path):
+    other = write_corpus(tmp_path / "articles", flipped_test=True)
+    rows, said = assess(finished.out / "artifact", other, tmp_path, max_epochs=25)
+    assert any("Warning: articles is not the corpus" in text for text in said)
+    for training in ("native", "standard"):
+        row = rows["bag", "distilled", training]
+        before = assessed[0]["bag", "distilled", training]
+        assert row["config"].get("tuned") == before["config"].get("tuned")
+        assert row["accuracy_mean"] == pytest.approx(1 - before["accuracy_mean"])
+        assert row["full_accuracy_mean"] is row["relative_accuracy"] is None
+
+
+def changed_card(finished, tmp_path, change) -> Path:
+    folder = tmp_path / "artifact"
+    shutil.copytree(finished.out / "artifact", folder)
+    card = json.loads((folder / artifact.CARD).read_text())
+    change(card)
+    (folder / artifact.CARD).write_text(json.dumps(card))
+    return folder
+
+
+def test_the_word_vectors_have_the_scale_of_the_artefact(finished, corpus, tmp_path):
+    def change(card):
+        card["vocabulary"] |= {"vectors": "wide.txt", "sha256": "0", "scale": 3.0}
+        card["config"]["seed"] = 0
+
+    words = data.load(str(corpus)).train.texts[0].lower().split()
+    vectors = np.random.default_rng(0).normal(size=(len(set(words)), 50))
+    lines = [
+        " ".join([word, *map(str, row)])
+        for word, row in zip(sorted(set(words)), vectors, strict=True)
+    ]
+    path = write(tmp_path / "wide.txt", "\n".join(lines).encode())
+    saved = artifact.load(changed_card(finished, tmp_path, change))
+    config = evaluate.Config(artifact="a", dataset=str(corpus), vectors=path)
+    task = evaluate._task(config, saved, print)
+    embedded = task.model.embed(None, jnp.array([[2, 3]]))
+    np.testing.assert_allclose(embedded[0], 3 * task.vectors.table[2:4], rtol=1e-6)
+
+
+def relabelled(card):
+    card["label_names"] = ["sport", "business"]
+
+
+def elsewhere(card):
+    card["config"]["dataset"] = "moved"
+
+
+def other_vectors(card):
+    card["vocabulary"]["vectors"] = "some.txt"
+
+
+def other_scale(card):
+    card["vocabulary"]["scale"] *= 1.1
+
+
+def other_words(card):
+    card["vocabulary"]["sha256"] = "0"
+
+
+def other_optimizer(card):
+    card["inner_optimizer"] = "lion"
+
+
+def other_model(card):
+    card["model"]["name"] = "mine"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (relabelled, "has the labels business, sport; the artefact was learned for"),
+        (elsewhere, "--dataset 'moved', which is not in this folder: say where"),
+        (other_vectors, "with the word vectors 'some.txt', got 'random, seed 0'"),
+        (other_scale, "does not hold the artefact's word vectors: they were scaled"),
+        (other_words, "random word vectors, which another vocabulary does not have"),
+        (other_optimizer, "inner_optimizer is 'lion'; known: sgd, momentum, adam"),
+        (other_model, "unknown model 'mine'; known: bag, "),
+    ],
+)
+def test_an_artefact_of_something_else_is_refused(
+    finished, corpus, tmp_path, monkeypatch, change, message
+):
+    monkeypatch.setattr(evaluate.evaluate, "native", None)
+    saved = changed_card(finished, tmp_path, change)
+    given = None if change is elsewhere else str(corpus)
+    config = evaluate.Config(**SHORT, artifact=str(saved), dataset=given)
+    with pytest.raises(ValueError, match=message) as raised:
+        evaluate.run(config, results=tmp_path / "e.jsonl", say=lambda text: None)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "e.jsonl").exists()
+
+
+def test_word_vectors_of_another_width_are_refused(finished, corpus, tmp_path):
+    def change(card):
+        card["vocabulary"]["vectors"] = "narrow.txt"
+
+    saved = artifact.load(changed_card(finished, tmp_path, change))
+    path = write(tmp_path / "narrow.txt", b"the 1 2 3\nof 3 2 1\n")
+    config = evaluate.Config(artifact="a", dataset=str(corpus), vectors=path)
+    with pytest.raises(ValueError, match="vectors have 50 numbers, narrow.txt has 3"):
+        evaluate._task(config, saved, print)
+
+
+def test_evaluation_refuses_bad_flags_in_one_line(finished, corpus, tmp_path):
+    cut = tmp_path / "cut"
+    shutil.copytree(finished.out / "artifact", cut)
+    (cut / artifact.TENSORS).write_bytes(finished.tensors[:-8])
+    expected = {
+        "none": ([], "--artifact must name the folder of an artefact"),
+        "missing": (["--artifact=none"], "no artefact at none: there is no such"),
+        "cut": ([f"--artifact={cut}"], "is truncated"),
+        "settings": (
+            [f"--artifact={cut}", "--model_settings=hidden=3"],
+            "--model_settings needs --model",
+        ),
+        "setting": (
+            [f"--artifact={cut}", "--model=bag", "--model_settings=width=3"],
+            "model bag has no setting 'width'; known: dropout, hidden",
+        ),
+        "epochs": (
+            [f"--artifact={cut}", "--max_epochs=0"],
+            "--max_epochs must be at least 1, got 0",
+        ),
+    }
+    answers = serve("evaluate", {k: {"flags": v[0]} for k, v in expected.items()})
+    for name, (_, message) in expected.items():
+        code, _, err = answers[name]
+        assert code == 1 and err.startswith("error: ") and err.count("\n") == 1
+        assert message in err
