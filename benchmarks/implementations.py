@@ -88,7 +88,7 @@ def draw(config: Config, seed: int = 0) -> Problem:
     """Random word vectors, starts, sentences and labels, in float32."""
     c, r = config, np.random.default_rng(seed)
 
-    def normal(scale, *shape):
+    def normal(scale, *shape) -> Any:
         return r.normal(scale=scale, size=shape).astype(np.float32)
 
     vectors = normal(SCALE, VOCABULARY, WIDTH)
@@ -97,13 +97,13 @@ def draw(config: Config, seed: int = 0) -> Problem:
     distilled = Distilled(
         x=normal(SCALE, c.T, c.minibatch, c.tokens, WIDTH),
         y_logits=normal(1.0, c.T, c.minibatch, c.classes),
-        raw_lr=np.full((1, c.T), np.log(np.expm1(STEP_SIZE)), np.float32),
+        raw_lr=jax.numpy.full((1, c.T), np.log(np.expm1(STEP_SIZE)), np.float32),
     )
     shape = (c.real_batch, c.tokens)
     batch = Batch(
-        x=r.integers(1, VOCABULARY, shape, np.int32),
-        mask=np.ones(shape, np.float32),
-        y=np.eye(c.classes, dtype=np.float32)[r.integers(c.classes, size=shape[0])],
+        x=jax.numpy.asarray(r.integers(1, VOCABULARY, shape, np.int32)),
+        mask=jax.numpy.ones(shape, np.float32),
+        y=jax.nn.one_hot(r.integers(c.classes, size=shape[0]), c.classes),
     )
     return Problem(c, vectors, theta_0s, *jax.device_put((distilled, batch)))
 

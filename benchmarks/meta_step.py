@@ -22,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments import rows as rows_lib
@@ -239,7 +240,7 @@ def table(rows: Sequence[Row], peak: float, walls: Sequence[float]) -> str:
         "configuration implementation seconds wall torch/this temp_MB Gflop of_peak "
         "compile_s"
     ).split()
-    lines = [heads]
+    lines = [list[str](heads)]
     for row, wall in zip(rows, walls, strict=True):
         of_peak = row["flops"] and row["flops"] / row["seconds_median"] / peak
 
@@ -302,7 +303,7 @@ def run(
     *,
     repeats: int = 7,
     threads: int = 1,
-    results: str | os.PathLike[str] | None = None,
+    results: str | Path | None = None,
 ) -> list[Row]:
     """Measures, prints, and appends a row for each configuration and implementation.
 

@@ -224,7 +224,8 @@ def meta_step(
     if axis_name is not None:
         loss, grad = lax.pmean((loss, grad), axis_name)
     finite = jax.tree.map(lambda g: jnp.isfinite(g).all(), grad)
-    good = jnp.isfinite(loss) & jnp.stack(jax.tree.leaves(finite)).all()
+    norm = optax.tree.norm(grad)  # finite leaves may still have a norm that is not
+    good = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = meta_tx.update(grad, state.opt_state, state.distilled)
     distilled = optax.apply_updates(state.distilled, updates)
     kept = jax.tree.map(
@@ -239,4 +240,4 @@ def meta_step(
         skipped=state.skipped + bad,
         skipped_in_a_row=(state.skipped_in_a_row + bad) * bad,
     )
-    return next_state, MetaInfo(loss, optax.tree.norm(grad), finite)
+    return next_state, MetaInfo(loss, norm, finite)

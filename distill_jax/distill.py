@@ -262,7 +262,8 @@ class _Record:
         first = step - len(pending) + 1
         for k, info in enumerate(jax.device_get(pending), start=first):
             loss, norm = float(info.meta_loss), float(info.grad_norm)
-            if math.isfinite(loss) and all(map(bool, jax.tree.leaves(info.finite))):
+            leaves = map(bool, jax.tree.leaves(info.finite))
+            if math.isfinite(loss) and math.isfinite(norm) and all(leaves):
                 self.skipped_in_a_row = 0
                 self.window.append([loss, norm])
                 losses.append(loss)
@@ -352,7 +353,7 @@ def _non_finite(info: MetaInfo, state: MetaState, step, in_a_row, folder):
         if not fine
     ]
     lr = _step_sizes(_to_host(state.distilled))
-    what = f"of {', '.join(bad)}" if bad else "of no leaf, but the loss"
+    what = f"of {', '.join(bad)}" if bad else "in its loss or its norm"
     size = "" if lr is None else f", largest inner step size {float(lr.max()):.3g}"
     kept = (
         "No checkpoint was asked for"

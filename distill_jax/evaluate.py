@@ -107,6 +107,7 @@ def standard(
 
 
 def _epoch(loss_fn, data, tx, batch_size):
+    data = jax.tree.map(jnp.asarray, data)
     n = data.y.shape[0]
     size = min(batch_size, n)
 
@@ -171,7 +172,8 @@ def accuracy(model: Model, theta: Params, chunks: Batch) -> jax.Array:
     correct = num_correct(model)
 
     def add(total, chunk):
-        return total + correct(theta, chunk), (chunk.y != 0).any(-1).sum()
+        count = (chunk.y != 0).any(-1).sum(dtype=jnp.int32)
+        return total + correct(theta, chunk), count
 
     total, counts = lax.scan(add, jnp.zeros((), jnp.int32), chunks)
     return total / counts.sum()
@@ -216,12 +218,12 @@ def tune_lr(
     A step size with a score that is not finite loses.
     """
     means = [float(jnp.mean(score(lr))) for lr in grid]
-    best = max(range(len(grid)), key=lambda i: _or_zero(means[i]))
+    best = max(range(len(grid)), key=lambda i: _or_least(means[i]))
     return grid[best], means[best]
 
 
-def _or_zero(value: float) -> float:
-    return value if math.isfinite(value) else 0.0
+def _or_least(value: float) -> float:
+    return value if math.isfinite(value) else -math.inf
 
 
 __all__ = [

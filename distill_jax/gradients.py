@@ -153,10 +153,9 @@ def chunked(loss_fn: LossFn, size: int) -> LossFn:
 
 
 class RunningMeanState(NamedTuple):
-    """`mean`: running mean of the (clipped) norms; `count`: norms seen."""
+    """`mean`: running mean of the (clipped) norms, 0 before the first."""
 
     mean: jax.Array
-    count: jax.Array
 
 
 def clip_by_running_mean(
@@ -165,8 +164,8 @@ def clip_by_running_mean(
     """Clips the global norm at `factor` times its running mean.
 
     As the meta-gradient of a long unroll is heavy-tailed (Feng et al. 2024,
-    RaT-BPTT). The first gradient passes and sets the scale; each later norm enters
-    the mean as clipped, so that one outlier cannot raise the bar.
+    RaT-BPTT). The first gradient that is not zero passes and sets the scale; each
+    later norm enters the mean as clipped, so that one outlier cannot raise the bar.
 
     Args:
         factor: how far above the mean a norm may be, over 1.
@@ -182,17 +181,17 @@ def clip_by_running_mean(
 
     def init(params):
         del params
-        return RunningMeanState(jnp.zeros(()), jnp.zeros((), jnp.int32))
+        return RunningMeanState(jnp.zeros(()))
 
     def update(updates, state, params=None):
         del params
         norm = optax.tree.norm(updates)
-        first = state.count == 0
+        first = state.mean == 0  # a norm of zero sets no bar
         limit = jnp.where(first, norm, factor * state.mean)
         scale = jnp.where(norm > limit, limit / jnp.maximum(norm, 1e-30), 1.0)
         updates = jax.tree.map(lambda u: (u * scale).astype(u.dtype), updates)
         clipped = jnp.minimum(norm, limit)
         mean = jnp.where(first, clipped, decay * state.mean + (1 - decay) * clipped)
-        return updates, RunningMeanState(mean.astype(state.mean.dtype), state.count + 1)
+        return updates, RunningMeanState(mean.astype(state.mean.dtype))
 
     return optax.GradientTransformation(init, update)

@@ -57,7 +57,7 @@ def num_correct(model: Model) -> Callable[[Params, Batch], jax.Array]:
 
     def correct(theta: Params, batch: Batch) -> jax.Array:
         hit = logits(theta, batch).argmax(-1) == batch.y.argmax(-1)
-        return (hit & (batch.y != 0).any(-1)).sum()
+        return (hit & (batch.y != 0).any(-1)).sum(dtype=jnp.int32)
 
     return correct
 

@@ -137,6 +137,7 @@ def run(
     scored = []
     for way in ways:
         began = time.perf_counter()
+        assert way.score is not None  # only the majority line has none
         accuracies = np.asarray(way.score(keys, test))
         scored.append((way, accuracies, way.seconds + time.perf_counter() - began))
     rows = _rows(config, saved, own, distilled, scored)
@@ -259,7 +260,7 @@ class _Way:
     model: str
     method: str
     training: str
-    score: Callable[[jax.Array, Batch], jax.Array]
+    score: Callable[[jax.Array, Batch], jax.Array] | None
     recipe: dict[str, Any]
     seconds: float
 
@@ -349,7 +350,7 @@ def _rows(config, saved, task, distilled, scored) -> list[result_rows.Row]:
         "artifact_sha256": saved.card["tensors"]["sha256"],
         "artifact_model": saved.card["model"],
     }
-    majority_way = _Way(scored[0][0].model, "majority", "", lambda *_: None, {}, 0.0)
+    majority_way = _Way(scored[0][0].model, "majority", "", None, {}, 0.0)
     rows = []
     for way, accuracies, seconds in [
         *scored,

@@ -1,4 +1,4 @@
-"""Float64, four host devices, warnings as errors, and one cache of compiled programs."""
+"""Float64, four host devices, warnings as errors, one cache of compiled programs."""
 
 import os
 import tempfile

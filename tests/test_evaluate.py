@@ -153,9 +153,6 @@ def test_standard_training_reshuffles_by_key():
     equal(train(THETA_0, KEYS[0])["w"], one)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=jax.errors.TracerArrayConversionError, reason="a[rows]"
-)
 def test_standard_training_takes_numpy_arrays():
     kwargs = {"num_epochs": 1, "batch_size": 3}
     jax.jit(standard(LOSS, real_batch(0, 6), optax.sgd(0.1), **kwargs))(
@@ -214,7 +211,6 @@ def test_tune_lr_passes_over_what_is_not_finite(bad, first):
     assert best == 0.1 and mean == pytest.approx(0.3)
 
 
-@pytest.mark.xfail(strict=True, reason="a score that is not finite counts as 0")
 @pytest.mark.parametrize("worst", [0.0, -2.0])
 def test_tune_lr_passes_over_nan_where_no_score_is_above_zero(worst):
     scores = {1.0: np.nan, 0.1: worst}

@@ -246,7 +246,6 @@ def test_filters_are_drawn_for_their_fan_in():
     np.testing.assert_allclose(kernel.std(), (5 * 40) ** -0.5, rtol=0.05)
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="mask.at needs jax")
 def test_a_mask_may_be_a_numpy_array():
     got = max_over_time(X, np.asarray(MASK), KERNEL, BIAS)
     np.testing.assert_array_equal(got, max_over_time(X, MASK, KERNEL, BIAS))

@@ -161,7 +161,7 @@ def _dense_scores(x, mask, kernel):
     k = kernel.shape[-1] // D
     windows = jnp.concatenate([padded[:, j : j + L] for j in range(k)], -1)
     scores = (windows.reshape(B * L, k * D) @ kernel.T).reshape(B, L, -1)
-    counts = (mask != 0).at[:, 0].set(True)
+    counts = jnp.asarray(mask != 0).at[:, 0].set(True)
     return jnp.where(counts[..., None], scores, -jnp.inf)
 
 
