@@ -757,9 +757,10 @@ def main(argv: list[str]) -> None:
     preset = flagged.chosen_preset(PRESETS)
     try:
         cfg = flagged.from_flags(Config, PRESETS)
-        name = f"{Path(cfg.dataset).name.replace(':', '-')}-{cfg.model}-"
-        name += str(cfg.examples or f"{cfg.examples_per_class}pc")
-        out = Path(f.out or Path("runs") / (f"{preset}-" if preset else "") / name)
+        corpus = Path(cfg.dataset).name.replace(":", "-")
+        size = cfg.examples or f"{cfg.examples_per_class}pc"
+        parts = [corpus, cfg.model, str(size)] + ([preset] if preset else [])
+        out = Path(f.out or Path("runs") / "-".join(parts))
         if f.overwrite and (out / "checkpoints").exists():
             shutil.rmtree(out / "checkpoints")
         run(
