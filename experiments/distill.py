@@ -739,7 +739,7 @@ def _figures(config, task, result, rows, results, out) -> list[Path]:
             point = (
                 row["examples_per_class"],
                 row["accuracy_mean"],
-                row["accuracy_sd"],
+                row["accuracy_sd"] or 0.0,  # none where there is one theta_0
             )
             methods.setdefault(row["method"], {})[point[0]] = point
     points = {m: sorted(p.values()) for m, p in methods.items()}

@@ -40,7 +40,7 @@ TINY = {
     "full_epochs": 30,
 }
 SHORT = {
-    "max_epochs": 5,
+    "max_epochs": 8,
     "full_epochs": 30,
     "validation_inits": 2,
     "validation_examples": 40,
@@ -545,9 +545,7 @@ def assess(saved: Path, corpus: Path, tmp_path: Path, **changes):
 def assessed(finished, corpus, tmp_path_factory):
     other = {"model": "text_cnn", "model_settings": ("filters=2", "hidden=null")}
     tmp = tmp_path_factory.mktemp("assessed")
-    rows, said = assess(
-        finished.out / "artifact", corpus, tmp, full=True, **other | {"max_epochs": 25}
-    )
+    rows, said = assess(finished.out / "artifact", corpus, tmp, full=True, **other)
     assert len(result_rows.read(tmp / "e.jsonl")) == len(rows)
     return rows, said
 
@@ -579,7 +577,7 @@ def test_it_trains_in_the_ordinary_way_and_on_another_network(assessed):
 
 def test_evaluation_chooses_nothing_on_test(assessed, finished, tmp_path):
     other = write_corpus(tmp_path / "articles", flipped_test=True)
-    rows, said = assess(finished.out / "artifact", other, tmp_path, max_epochs=25)
+    rows, said = assess(finished.out / "artifact", other, tmp_path)
     assert any("Warning: articles is not the corpus" in text for text in said)
     for training in ("native", "standard"):
         row = rows["bag", "distilled", training]
