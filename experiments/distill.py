@@ -603,7 +603,7 @@ def _scored(
 def _tuned_lr(config, setup, sets, keys, validation, S) -> jax.Array:
     """The constant step size, and number of passes, best on validation.
 
-    Ten step sizes around the one that distillation starts from, with as many passes
+    Eight step sizes around the one that distillation starts from, with as many passes
     as it makes and with five times as many.
     """
     sizes = [config.inner_lr * 10 ** (k / 2) for k in range(-3, 5)]
