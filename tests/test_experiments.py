@@ -525,7 +525,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(corpus, tmp_path):
     assert f"stopped by SIGINT after step {step} of 40" in err
     last = err.strip().splitlines()[-1]
     assert last.startswith("To go on: python -m experiments.distill --model=bag")
-    assert last.endswith("--resume")
+    assert last.endswith("--resume") and f"--out={out}" in last  # can be pasted
     assert "Traceback" not in err and not (tmp_path / "r.jsonl").exists()
 
 
