@@ -7,6 +7,7 @@ Everything is chosen on the validation split; the test split is read once, at th
 
 import dataclasses
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -773,7 +774,8 @@ def main(argv: list[str]) -> None:
             tensorboard=f.tensorboard,
         )
     except Interrupted as stop:
-        print(f"\n{stop}\nTo go on: {result_rows.command()} --resume", file=sys.stderr)
+        again = ["python", "-m", "experiments.distill", *sys.argv[1:], "--resume"]
+        print(f"\n{stop}\nTo go on: {shlex.join(again)}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, ArithmeticError, ModuleNotFoundError) as error:
         if os.environ.get("DISTILL_JAX_TRACEBACK"):
