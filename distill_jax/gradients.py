@@ -130,7 +130,10 @@ def chunked(loss_fn: LossFn, size: int) -> LossFn:
         def add(total, chunk):
             weight = (chunk.y != 0).any(-1).sum().astype(total[0].dtype)
             out = jax.value_and_grad(loss_fn)(theta, chunk)
-            return jax.tree.map(lambda t, o: t + weight * o, total, out), weight
+            total = jax.tree.map(
+                lambda t, o: (t + weight * o).astype(t.dtype), total, out
+            )
+            return total, weight
 
         zeros = jax.tree.map(
             lambda a: jnp.zeros(a.shape, a.dtype),
@@ -139,14 +142,15 @@ def chunked(loss_fn: LossFn, size: int) -> LossFn:
             ),
         )
         total, weights = lax.scan(add, zeros, chunks)
-        return jax.tree.map(lambda t: t / jnp.maximum(weights.sum(), 1), total)
+        count = jnp.maximum(weights.sum(), 1)
+        return jax.tree.map(lambda t: (t / count).astype(t.dtype), total)
 
     @jax.custom_vjp
     def loss(theta, batch):
         return loss_and_grad(theta, batch)[0]
 
     def backward(grad, cotangent):
-        return jax.tree.map(lambda g: cotangent * g, grad), None
+        return jax.tree.map(lambda g: (cotangent * g).astype(g.dtype), grad), None
 
     loss.defvjp(loss_and_grad, backward)
     return loss

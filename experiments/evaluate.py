@@ -4,8 +4,7 @@
 
 In its own order and step sizes (native), and by ordinary training on shuffled
 minibatches (standard), whose optimizer, step size and epochs are chosen on validation.
-With --model also on another network. The test split is read once, at the end. Takes
-about a minute for 20 sentences on two CPU cores; --full adds some.
+With --model also on another network. The test split is read once, at the end.
 """
 
 import dataclasses

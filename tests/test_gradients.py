@@ -340,3 +340,15 @@ def test_bad_settings_of_the_clip_are_refused(settings, message):
 def test_a_first_gradient_of_zero_sets_no_bar():
     passed, _ = clipped_norms([0.0, 1.0])
     assert passed[1] > 0
+
+
+def test_chunked_keeps_the_dtype_of_the_weights():
+    """A float64 loss of float32 weights: the running total stays as it began."""
+
+    def loss(theta, batch):
+        return (theta.sum() ** 2 * batch.y).mean()
+
+    batch = Batch(jnp.zeros((4, 1), jnp.int32), jnp.ones((4, 1)), jnp.ones((4, 1)))
+    theta = jnp.ones(1, jnp.float32)
+    value, grad = jax.value_and_grad(chunked(loss, 2))(theta, batch)
+    assert (value, grad[0]) == (1, 2) and grad.dtype == jnp.float32
