@@ -74,12 +74,15 @@ class Model(NamedTuple):
             the network (which window wins a max), made without a derivative. A
             model that has it takes `apply(..., route=None)`, so that the choices
             are made once in an inner step and read again by its derivatives.
+        features: optional, `(params, x, mask) -> [B, H]`: what the output layer
+            reads, without dropout.
     """
 
     init: Callable[[jax.Array], Params]
     embed: Callable[[Params, jax.Array], jax.Array]
     apply: Callable[..., jax.Array]
     route: Callable[..., Any] | None = None
+    features: Callable[..., jax.Array] | None = None
 
 
 @flax.struct.dataclass

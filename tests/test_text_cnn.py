@@ -24,7 +24,7 @@ X = R.normal(size=(B, L, D))
 MASK = jnp.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0] * 5], float)
 KERNEL, BIAS = R.normal(size=(F, K * D)), R.normal(size=F)
 VECTORS = R.normal(size=(7, D))
-find = jax.jit(winners)
+find = jax.jit(lambda x, mask, kernel: winners(x, mask, {"": kernel})[""])
 
 
 def scores_by_hand(x, mask, kernel):
@@ -254,3 +254,29 @@ def test_a_mask_may_be_a_numpy_array():
 def test_an_unknown_pooling_is_refused():
     with pytest.raises(ValueError, match="'winners' or 'dense', got 'mean'"):
         text_cnn(VECTORS, C, pooling="mean")
+
+
+def test_groups_of_filters_share_their_windows():
+    """Narrower filters read the windows of the widest: the same winners as alone."""
+    rng = np.random.default_rng(3)
+    x, mask = jnp.asarray(rng.normal(size=(4, 6, 3))), np.ones((4, 6))
+    mask[1, 2:] = 0
+    kernels = {f"{k}": jnp.asarray(rng.normal(size=(5, 3 * k))) for k in (2, 4, 3)}
+    together = jax.jit(winners)(x, jnp.asarray(mask), kernels)
+    for name, kernel in kernels.items():
+        np.testing.assert_array_equal(together[name], find(x, mask, kernel))
+        scores = np.asarray(max_over_time_dense(x, mask, kernel, jnp.zeros(5)))
+        k = int(name)
+        padded = np.pad(x * mask[..., None], ((0, 0), (0, k - 1), (0, 0)))
+        for b, f in np.ndindex(4, 5):
+            p = int(together[name][b, f])
+            window = padded[b, p : p + k].ravel()
+            assert scores[b, f] == pytest.approx(float(window @ kernel[f]), rel=1e-12)
+
+
+def test_features_are_what_the_output_layer_reads():
+    model, _ = loss_of("winners")
+    params = model.init(jax.random.key(0))
+    h = model.features(params, X, MASK)
+    out = params["out"]
+    close(h @ out["kernel"] + out["bias"][None], model.apply(params, X, MASK))

@@ -81,16 +81,19 @@ def text_cnn(
         return logits
 
     def route(params, x, mask):
-        return {
-            name: winners(x, mask, group["kernel"])
-            for name, group in params["conv"].items()
-        }
+        kernels = {name: group["kernel"] for name, group in params["conv"].items()}
+        return winners(x, mask, kernels)
+
+    def features(params, x, mask):
+        h: Any = net.apply({"params": params}, x, mask, features=True)
+        return h
 
     return Model(
         init=init,
         embed=lambda params, tokens: jnp.asarray(vectors)[tokens],
         apply=apply,
         route=route if pooling == "winners" else None,
+        features=features,
     )
 
 
@@ -121,22 +124,25 @@ def kim_cnn(
 _TOKENS_IN_CACHE = 512
 
 
-def winners(x: jax.Array, mask: jax.Array, kernel: jax.Array) -> jax.Array:
+def winners(
+    x: jax.Array, mask: jax.Array, kernels: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
     """Where each filter's score is largest, without a derivative.
 
     Args:
         x: `[B, L, D]`.
         mask: `[B, L]`.
-        kernel: `[F, k * D]`.
+        kernels: groups of filters, each `[F, k * D]` with a k of its own.
 
     Returns:
-        Positions `[B, F]` in [0, L), int32; the first of equals.
+        For each group positions `[B, F]` in [0, L), int32; the first of equals.
     """
-    x, kernel = lax.stop_gradient((x, kernel))
+    x, kernels = lax.stop_gradient((x, kernels))
 
     def one(example):
         x, mask = example
-        return _first_of_largest(_dense_scores(x[None], mask[None], kernel))[0]
+        scores = _dense_scores(x[None], mask[None], kernels)
+        return {name: _first_of_largest(s)[0] for name, s in scores.items()}
 
     # Few sentences at a time, so that their windows and scores stay in cache.
     size = max(1, _TOKENS_IN_CACHE // x.shape[1])
@@ -148,7 +154,7 @@ def max_over_time(
 ) -> jax.Array:
     """Largest score of each filter `[B, F]`, differentiated at the winners only."""
     if route is None:
-        route = winners(x, mask, kernel)
+        route = winners(x, mask, {"": kernel})[""]
     return _winner_scores(_padded(x, mask, kernel), kernel, route) + bias[None]
 
 
@@ -156,7 +162,7 @@ def max_over_time_dense(
     x: jax.Array, mask: jax.Array, kernel: jax.Array, bias: jax.Array
 ) -> jax.Array:
     """The same in the plain form: every window scored, then the max."""
-    return _dense_scores(x, mask, kernel).max(1) + bias[None]
+    return _dense_scores(x, mask, {"": kernel})[""].max(1) + bias[None]
 
 
 def _padded(x, mask, kernel):
@@ -165,14 +171,20 @@ def _padded(x, mask, kernel):
     return jnp.pad(x * mask[..., None].astype(x.dtype), ((0, 0), (0, k - 1), (0, 0)))
 
 
-def _dense_scores(x, mask, kernel):
+def _dense_scores(x, mask, kernels):
     B, L, D = x.shape
-    padded = _padded(x, mask, kernel)
-    k = kernel.shape[-1] // D
+    widest = max(kernels.values(), key=lambda kernel: kernel.shape[-1])
+    padded, k = _padded(x, mask, widest), widest.shape[-1] // D
+    # The windows of the widest filters begin with those of the others.
     windows = jnp.concatenate([padded[:, j : j + L] for j in range(k)], -1)
-    scores = (windows.reshape(B * L, k * D) @ kernel.T).reshape(B, L, -1)
-    counts = jnp.asarray(mask != 0).at[:, 0].set(True)
-    return jnp.where(counts[..., None], scores, -jnp.inf)
+    windows = windows.reshape(B * L, k * D)
+    counts = jnp.asarray(mask != 0).at[:, 0].set(True)[..., None]
+
+    def score(kernel):
+        scores = (windows[:, : kernel.shape[-1]] @ kernel.T).reshape(B, L, -1)
+        return jnp.where(counts, scores, -jnp.inf)
+
+    return {name: score(kernel) for name, kernel in kernels.items()}
 
 
 def _first_of_largest(scores):
@@ -189,17 +201,20 @@ def _first_of_largest(scores):
 
 def _windows(padded, positions, width):
     """Windows `[F, k * D]` of one example `[L + k - 1, D]`."""
-    rows = positions[:, None] + jnp.arange(width)[None, :]
-    windows = padded.at[rows].get(mode="promise_in_bounds")
-    return windows.reshape(positions.shape[0], -1)
+    flat, D = padded.reshape(-1), padded.shape[-1]
+    return jax.vmap(lambda p: lax.dynamic_slice(flat, (p * D,), (width * D,)))(
+        positions
+    )
 
 
 def _score_windows(padded, kernel, route):
     width = kernel.shape[-1] // padded.shape[-1]
+    ones = jnp.ones(kernel.shape[-1:], kernel.dtype)
 
     def one(example):
         x, positions = example
-        return (_windows(x, positions, width) * kernel).sum(-1)
+        # A product with ones sums rows a third faster than sum(-1) on CPU.
+        return (_windows(x, positions, width) * kernel) @ ones
 
     return lax.map(one, (padded, route))
 
@@ -242,13 +257,10 @@ def _winner_scores_bwd(saved, cotangent):
 
     def add(total, example):
         x, positions, c = example
-        windows = _windows(x, positions, width).reshape(total.shape)
-        return total + c[:, None, None] * windows, None
+        return total + c[:, None] * _windows(x, positions, width), None
 
-    # As [F, k, D] the gather and the sum are one loop, eight times faster on CPU.
-    zeros = jnp.zeros((kernel.shape[0], width, D), kernel.dtype)
+    zeros = jnp.zeros_like(kernel)
     d_kernel, _ = lax.scan(add, zeros, (padded, route, cotangent))
-    d_kernel = d_kernel.reshape(kernel.shape)
 
     def scatter(example):
         positions, c = example
@@ -286,15 +298,19 @@ class _Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, x, mask, route):
-        pooled = []
+        groups = {}
         for k in self.widths:
             group: Any = _Filters(self.filters, self.kernel_init, name=str(k))
-            kernel, bias = group(k * x.shape[-1], x.dtype)
-            if self.pooling == "dense":
-                pooled.append(max_over_time_dense(x, mask, kernel, bias))
-            else:
-                chosen = None if route is None else route[str(k)]
-                pooled.append(max_over_time(x, mask, kernel, bias, chosen))
+            groups[str(k)] = group(k * x.shape[-1], x.dtype)
+        if self.pooling == "dense":
+            pooled = [max_over_time_dense(x, mask, *g) for g in groups.values()]
+        else:
+            if route is None:
+                kernels = {name: kernel for name, (kernel, _) in groups.items()}
+                route = winners(x, mask, kernels)
+            pooled = [
+                max_over_time(x, mask, *g, route[name]) for name, g in groups.items()
+            ]
         return jnp.concatenate(pooled, -1)
 
 
@@ -308,13 +324,13 @@ class _TextCNN(nn.Module):
     pooling: str
 
     @nn.compact
-    def __call__(self, x, mask, route=None, train=False):
+    def __call__(self, x, mask, route=None, train=False, features=False):
         settings = (self.widths, self.filters, self.kernel_init, self.pooling)
         h = nn.relu(_Convolution(*settings, name="conv")(x, mask, route))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         if self.hidden is not None:
             h = self._dense(self.hidden, "hidden", x.dtype)(h)
-        return self._dense(self.num_classes, "out", x.dtype)(h)
+        return h if features else self._dense(self.num_classes, "out", x.dtype)(h)
 
     def _dense(self, features, name, dtype):
         return nn.Dense(
