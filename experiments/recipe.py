@@ -1,0 +1,406 @@
+"""How sentences are learned: the settings, where they start, and the meta-step."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from distill_jax import core, data, evaluate, gradients, parallel
+from distill_jax.models import MODELS
+from distill_jax.selection import SELECTIONS
+from distill_jax.types import Batch, Distilled, InitFn, MetaState
+from experiments.baselines import validation_chunks
+from experiments.config import setting
+from experiments.task import (
+    Task,
+    check_model,
+    embedded,
+    labels_of,
+    parse_settings,
+    prepare,
+    take,
+)
+
+HARD = 1e4  # a logit this far below the others has probability zero, exactly
+LABELS = ("soft", "frozen", "hard")
+STARTS = ("real", "noise")
+THETA_0 = ("random", "fixed")
+INNER_TX = {
+    "sgd": core.SGD,
+    "momentum": optax.trace(0.9),
+    # With eps_root = 0 the derivative at an exactly zero gradient is infinite.
+    "adam": optax.scale_by_adam(eps_root=1e-8),
+}
+INNER_GRAD = {"mixed": gradients.mixed_mode, "plain": jax.value_and_grad}
+SCANS = {"none": jax.lax.scan, "nested": gradients.checkpointed_scan()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of a run; every one is a flag."""
+
+    dataset: str = setting(
+        "rotten_tomatoes",
+        "rotten_tomatoes, imdb, bbc_news, tfds:NAME, or the path of a folder or file.",
+    )
+    text_column: str | None = setting(None, "Column of the texts in your file.")
+    label_column: str | None = setting(None, "Column of the labels in your file.")
+    data_dir: str | None = setting(None, "Where TFDS keeps its datasets.")
+    download: bool = setting(False, "Let TFDS download what is not on disk.")
+    vectors: str = setting("glove", "glove, random, or a file of word vectors.")
+    length: int = setting(40, "Tokens of a sentence, L.")
+    model: str = setting("text_cnn", "The network.", choices=tuple(sorted(MODELS)))
+    model_settings: tuple[str, ...] = setting(
+        (), "A setting of the network, NAME=JSON_VALUE; repeat for more."
+    )
+    examples_per_class: int = setting(10, "Distilled sentences of each class.")
+    examples: int = setting(0, "Distilled sentences in all; 0: examples_per_class.")
+    num_minibatches: int = setting(1, "Minibatches they are cut into, S.")
+    num_passes: int = setting(20, "Passes over the minibatches, E.")
+    start: str = setting("real", "What the sentences start from.", choices=STARTS)
+    labels: str = setting(
+        "soft", "Learned soft, frozen soft, or hard labels.", choices=LABELS
+    )
+    label_logit: float = setting(2.0, "Logit of the true class at the start.")
+    inner_optimizer: str = setting(
+        "adam", "Direction of an inner step.", choices=tuple(INNER_TX)
+    )
+    inner_lr: float = setting(0.02, "Inner step size at the start.")
+    learn_lr: bool = setting(True, "Learn a step size for each inner step.")
+    theta_0: str = setting("random", "Fresh theta_0, or one fixed.", choices=THETA_0)
+    num_inits: int = setting(1, "Random theta_0 in a meta-step, N.")
+    num_meta_steps: int = setting(1000, "Updates of the distilled data.")
+    meta_lr: float = setting(0.05, "Outer Adam's step size for the sentences.")
+    meta_lr_labels: float = setting(0.05, "The same for the label logits.")
+    meta_lr_steps: float = setting(0.02, "The same for the raw inner step sizes.")
+    meta_decay: str = setting(
+        "cosine", "How these three fall.", choices=("cosine", "none")
+    )
+    meta_b1: float = setting(0.9, "Outer Adam's decay of the first moment.")
+    clip_norm: float = setting(0.5, "Largest norm of the meta-gradient; 0: any.")
+    clip_relative: float = setting(
+        0.0, "Largest norm over its running mean; 0: any. At least above 1."
+    )
+    real_batch: int = setting(256, "Real examples in a meta-step.")
+    real_chunk: int = setting(64, "Of these, at once in memory.")
+    inner_grad: str = setting(
+        "mixed", "How the meta-gradient flows.", choices=tuple(INNER_GRAD)
+    )
+    recompute: str = setting("none", "Trade time for memory.", choices=tuple(SCANS))
+    parallel: str = setting(
+        "jit", "Across devices.", choices=tuple(sorted(parallel.PARALLEL))
+    )
+    seed: int = setting(0, "Of everything random.")
+    select_on: str = setting(
+        "validation", "Where the best step is chosen.", choices=("validation", "test")
+    )
+    validate_every: int = setting(50, "Meta-steps between validations.")
+    checkpoint_every: int = setting(100, "Meta-steps between checkpoints.")
+    validation_inits: int = setting(8, "Random theta_0 at a validation.")
+    validation_examples: int = setting(1000, "Validation examples used, at most.")
+    test_inits: int = setting(20, "Fresh random theta_0 for each number reported.")
+    selection_seeds: int = setting(5, "Draws of each choice of real examples.")
+    baselines: bool = setting(True, "Full data and real examples beside it.")
+    full_epochs: int = setting(8, "Epochs tried for full data, at most.")
+
+    def __post_init__(self):
+        for name in (
+            "length num_minibatches num_passes num_inits real_batch real_chunk "
+            "validate_every checkpoint_every validation_inits validation_examples "
+            "test_inits selection_seeds full_epochs"
+        ).split():
+            _at_least(name, getattr(self, name), 1)
+        for name in "examples num_meta_steps clip_norm clip_relative".split():
+            _at_least(name, getattr(self, name), 0)
+        if not self.inner_lr > 0:
+            raise ValueError(f"--inner_lr must be above 0, got {self.inner_lr}")
+        if self.examples == 0:
+            _at_least("examples_per_class", self.examples_per_class, 1)
+        if self.real_batch % self.real_chunk:
+            raise ValueError(
+                f"--real_chunk={self.real_chunk} must divide "
+                f"--real_batch={self.real_batch}"
+            )
+        check_model(self.model, self.network)
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Settings of the network: those given, and the best for the rest."""
+        return BEST_SETTINGS.get(self.model, {}) | parse_settings(self.model_settings)
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise ValueError(f"--{name} must be at least {least}, got {value}")
+
+
+# Where a network's own defaults are a paper's: without the second linear layer of
+# Li & Li.
+BEST_SETTINGS: dict[str, dict[str, Any]] = {"text_cnn": {"hidden": None}}
+
+# Departures of a paper's setting from the defaults above, its flaws included.
+PRESETS: dict[str, dict[str, Any]] = {
+    # Li & Li 2021 (arXiv:2104.08448), from the authors' code: 27 x 4 examples, 162
+    # steps of fixed size from one fixed start, and the best epoch picked on test.
+    "li2021": {
+        "length": 80,
+        "model_settings": ("filters=128", "widths=[2, 3]", "hidden=256"),
+        "examples_per_class": 27,
+        "num_minibatches": 27,
+        "num_passes": 6,
+        "start": "noise",
+        "labels": "hard",
+        "inner_optimizer": "sgd",
+        "inner_lr": 0.01,
+        "learn_lr": False,
+        "theta_0": "fixed",
+        "meta_lr": 0.01,
+        "meta_decay": "none",
+        "clip_norm": 0.0,
+        "real_batch": 256,
+        "select_on": "test",
+    },
+    # Sucholutsky & Schonlau 2019 (arXiv:1910.02551), text tasks, from the authors'
+    # settings: learned labels and step sizes, meta-batches of 1,024, Adam with
+    # b1 = 0.5. Add --dataset, --examples, --num_passes and --length of the task.
+    "sucholutsky2019": {
+        "model": "kim_cnn",
+        "model_settings": (),
+        "length": 400,
+        "examples_per_class": 10,
+        "num_minibatches": 1,
+        "num_passes": 5,
+        "start": "noise",
+        "labels": "soft",
+        "inner_optimizer": "sgd",
+        "inner_lr": 0.01,
+        "theta_0": "random",
+        "meta_lr": 0.01,
+        "meta_lr_labels": 0.01,
+        "meta_lr_steps": 0.01,
+        "meta_b1": 0.5,
+        "clip_norm": 0.0,
+        "real_batch": 1024,
+        "select_on": "test",
+    },
+}
+
+
+def load(config: Config, say: Callable[[str], None] = print) -> Task:
+    """The corpus, word vectors and network of a run; says what was read.
+
+    Args:
+        config: the settings.
+        say: where text goes.
+
+    Raises:
+        ValueError, FileNotFoundError, ModuleNotFoundError: as `data.load` and
+            `prepare` do.
+    """
+    dataset = data.load(
+        config.dataset,
+        text_column=config.text_column,
+        label_column=config.label_column,
+        data_dir=config.data_dir,
+        download=config.download,
+    )
+    task = prepare(
+        dataset,
+        model=config.model,
+        model_settings=config.network,
+        vectors=config.vectors,
+        length=config.length,
+        seed=config.seed,
+    )
+    sizes = ", ".join(f"{len(s):,} {name}" for name, s in dataset.splits.items())
+    say(f"{dataset.name}: {sizes}; {task.num_classes} classes.")
+    for note in dataset.notes:
+        say(f"  {note}")
+    shares = data.unknown_shares(dataset, task.vectors.vocabulary)
+    unknown = ", ".join(f"{s['tokens']:.1%} of {n}" for n, s in shares.items())
+    say(f"{task.vectors.provenance}: unknown tokens {unknown}.")
+    return task
+
+
+def start_of(config: Config, task: Task) -> Distilled:
+    """The distilled data before the first meta-step.
+
+    Args:
+        config: the settings.
+        task: from `load`.
+
+    Returns:
+        S minibatches of real sentences or noise, with their labels and step sizes.
+
+    Raises:
+        ValueError: if S does not divide the examples, or a class has too few.
+    """
+    n = config.examples or config.examples_per_class * task.num_classes
+    S = config.num_minibatches
+    if n % S:
+        raise ValueError(f"--num_minibatches={S} must divide the {n} examples")
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    labels = labels_of(task.train)
+    rows = SELECTIONS["random_balanced"](np.zeros((len(labels), 1)), labels, n, key)
+    real = embedded(task, take(task.train, rows))
+    x = real.x
+    if config.start == "noise":
+        x = jax.random.normal(key, x.shape, x.dtype)
+    y_logits = (HARD if config.labels == "hard" else config.label_logit) * (real.y - 1)
+    raw_lr = jnp.full((config.num_passes, S), config.inner_lr, x.dtype)
+    return Distilled(
+        x.reshape(S, n // S, *x.shape[1:]),
+        y_logits.reshape(S, n // S, -1),
+        jnp.log(jnp.expm1(raw_lr)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What learns from a task, compiled at its first use.
+
+    Attributes:
+        step: `(state, keys [N], batch) -> (state, info)`; donates the state.
+        state: the one before the first meta-step.
+        meta_tx: the outer optimizer.
+        init_fn: `(key) -> theta_0`.
+        inner_tx: the direction of an inner step.
+        next_batch: the real batch of a meta-step, by its number.
+        validate: `(distilled, key) -> accuracy`, where the best step is chosen.
+        native: `(batches, lr [E, S], keys [N], chunks) -> accuracies [N]`.
+    """
+
+    step: parallel.StepFn
+    state: MetaState
+    meta_tx: optax.GradientTransformation
+    init_fn: InitFn
+    inner_tx: optax.GradientTransformation
+    next_batch: Callable[[int], Batch]
+    validate: Callable[[Distilled, jax.Array], float]
+    native: Callable[[Batch, jax.Array, jax.Array, Batch], jax.Array]
+
+
+def build(config: Config, task: Task, start: Distilled) -> Setup:
+    """Puts together what learns from a task.
+
+    Args:
+        config: the settings.
+        task: from `load`.
+        start: from `start_of`.
+
+    Raises:
+        ValueError: if a real batch is larger than the training split.
+    """
+    if config.real_batch > len(task.dataset.train):
+        raise ValueError(
+            f"--real_batch={config.real_batch} is more than the "
+            f"{len(task.dataset.train)} training examples: ask for fewer"
+        )
+    inner_tx = INNER_TX[config.inner_optimizer]
+    init_fn = task.model.init
+    if config.theta_0 == "fixed":
+        fixed = jax.random.key(config.seed)
+        init_fn = lambda key: task.model.init(fixed)  # noqa: E731
+    objective = core.unrolled(
+        task.loss_fn,
+        real_loss_fn=gradients.chunked(task.loss_fn, config.real_chunk),
+        inner_tx=inner_tx,
+        inner_grad=INNER_GRAD[config.inner_grad],
+        scan=SCANS[config.recompute],
+    )
+    tx = meta_tx(config)
+    step = parallel.PARALLEL[config.parallel](
+        objective,
+        init_fn,
+        tx,
+        sequential=jax.default_backend() == "cpu",
+    )
+    train = jax.tree.map(np.asarray, task.train)
+
+    def next_batch(step_number: int) -> Batch:
+        rng = np.random.default_rng([config.seed, step_number])
+        rows = rng.choice(len(train.y), config.real_batch, replace=False)
+        return take(train, rows)
+
+    native = native_scorer(task, init_fn, inner_tx)
+    chosen_on = task.test if config.select_on == "test" else task.validation
+    chunks = validation_chunks(
+        chosen_on, seed=config.seed, num_examples=config.validation_examples
+    )
+
+    def validate(distilled: Distilled, key: jax.Array) -> float:
+        keys = jax.random.split(key, config.validation_inits)
+        distilled = jax.tree.map(jnp.asarray, distilled)
+        return float(native(distilled.batches, distilled.lr, keys, chunks).mean())
+
+    state = core.meta_init(tx, start)
+    return Setup(step, state, tx, init_fn, inner_tx, next_batch, validate, native)
+
+
+def native_scorer(
+    task: Task, init_fn: InitFn, inner_tx: optax.GradientTransformation
+) -> Callable[[Batch, jax.Array, jax.Array, Batch], jax.Array]:
+    """Trains fresh networks through minibatches in their order, and scores them.
+
+    Args:
+        task: the network and its loss.
+        init_fn: `(key) -> theta_0`.
+        inner_tx: the direction of an inner step.
+
+    Returns:
+        `(batches, lr [E, S], keys [N], chunks) -> accuracies [N]`, compiled.
+    """
+
+    @jax.jit
+    def native(batches, lr, keys, chunks):
+        train = evaluate.native(task.loss_fn, batches, lr, inner_tx=inner_tx)
+        return evaluate.accuracies(task.model, init_fn, train, keys, chunks)
+
+    return native
+
+
+def meta_tx(config: Config) -> optax.GradientTransformation:
+    """The outer optimizer: Adam for each learned leaf, after clipping."""
+
+    def adam(size: float) -> optax.GradientTransformation:
+        decays = config.meta_decay == "cosine" and config.num_meta_steps > 0
+        schedule = (
+            optax.cosine_decay_schedule(size, config.num_meta_steps) if decays else size
+        )
+        return optax.adam(schedule, b1=config.meta_b1)
+
+    frozen = optax.set_to_zero()
+    leaves: dict[Any, optax.GradientTransformation] = {
+        "x": adam(config.meta_lr),
+        "y_logits": adam(config.meta_lr_labels) if config.labels == "soft" else frozen,
+        "raw_lr": adam(config.meta_lr_steps) if config.learn_lr else frozen,
+    }
+    names: Any = Distilled("x", "y_logits", "raw_lr")  # type: ignore[arg-type]
+    stages: list[optax.GradientTransformation] = [optax.multi_transform(leaves, names)]
+    if config.clip_norm:
+        stages.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.clip_relative:
+        stages.insert(0, gradients.clip_by_running_mean(config.clip_relative))
+    return optax.chain(*stages)
+
+
+def fingerprint(config: Config, task: Task) -> dict[str, Any]:
+    """What a checkpoint must agree on to be gone on with."""
+    free = {
+        "baselines",
+        "test_inits",
+        "selection_seeds",
+        "full_epochs",
+        "parallel",
+        "data_dir",
+        "download",
+        "dataset",
+    }
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
+    settings["corpus"] = task.dataset.name
+    settings["vocabulary"] = task.vectors.vocabulary.sha256
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
