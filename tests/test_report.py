@@ -60,6 +60,98 @@ def test_a_budget_shows_every_method(tmp_path):
     assert "majority" not in bare
 
 
+CURVES = {
+    "distilled": [(1, 0.7, 0.65, 0.72), (10, 0.8, 0.78, 0.81)],
+    "random": [(10, 0.6, 0.5, 0.7), (1, 0.5, 0.5, 0.5)],
+    "$odd_ $": [(1, 0.4, 0.4, 0.4)],
+}
+
+
+def texts(content):
+    """What an SVG with its letters kept says, in order."""
+    root = ElementTree.fromstring(content)
+    return ["".join(e.itertext()) for e in root.iter() if e.tag.endswith("text")]
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_curves_show_every_name_and_level(log):
+    drawn = report.draw_curves(CURVES, xlabel="labels", full=0.9, majority=0.3, log=log)
+    said = texts(report.svg(drawn))
+    assert {*CURVES, "full data", "majority", "labels", "test accuracy, %"} <= set(said)
+    # The lines come first in the legend, then the levels.
+    assert said[-5:] == [*CURVES, "full data", "majority"]
+    assert drawn.axes[0].get_xscale() == ("log" if log else "linear")
+
+
+def test_intervals_are_bars_or_bands():
+    few = report.draw_curves(CURVES, xlabel="x").axes[0]
+    bars = [bar[2][0].get_segments() for bar in few.containers]
+    heights = [segment[:, 1] for segments in bars for segment in segments]
+    wanted = [(65, 72), (78, 81), (50, 50), (50, 70), (40, 40)]
+    assert np.array(heights) == pytest.approx(np.array(wanted))
+    many = [(x, 0.5, 0.4, 0.6) for x in range(13)]
+    axis = report.draw_curves({"a": many}, xlabel="x").axes[0]
+    assert not axis.containers and len(axis.collections) == 1
+    extent = axis.collections[0].get_paths()[0].get_extents()
+    assert (extent.y0, extent.y1) == pytest.approx((40, 60))
+
+
+def test_faint_curves_are_grey_and_share_a_label():
+    drawn = report.draw_curves(CURVES, xlabel="x", faint=["random", "$odd_ $"])
+    said = texts(report.svg(drawn))
+    assert said.count("other methods") == 1 and "random" not in said
+    grey = [line for line in drawn.axes[0].lines if line.get_color() == "0.8"]
+    assert [line.get_ydata().tolist() for line in grey] == [[50, 60], [40]]
+
+
+def test_many_lines_look_different():
+    curves = {f"m{i}": [(1, 0.5, 0.4, 0.6)] for i in range(14)}
+    axis = report.draw_curves(curves, xlabel="x").axes[0]
+    looks = {(bar[0].get_color(), bar[0].get_marker()) for bar in axis.containers}
+    assert len(looks) == 14
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [([1, 2, 5, 10], ["1", "2", "5", "10"]), ([100, 101, 5000], ["100", "200", "500"])],
+)
+def test_log_ticks_do_not_overlap(values, ticks):
+    curves = {"a": [(x, 0.5, 0.5, 0.5) for x in values]}
+    said = texts(report.svg(report.draw_curves(curves, xlabel="x", log=True)))
+    shown = [text for text in said if text in ticks]
+    assert shown == ticks and "101" not in said
+
+
+def test_equal_figures_are_equal_bytes():
+    first, second = (report.svg(report.draw_step_sizes(LR)) for _ in range(2))
+    assert first == second
+    assert first != report.svg(report.draw_step_sizes(2 * LR))
+    assert {"inner step", "learned step size"} <= set(texts(first))
+
+
+def test_curves_are_written(tmp_path):
+    path = report.plot_curves(tmp_path / "c.png", CURVES, xlabel="labels")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("curves", "settings", "message"),
+    [
+        ({}, {}, "no curves to draw"),
+        ({"a": []}, {}, r"a must be \[\(x, mean, low, high\).*got \[0\]"),
+        ({"a": [(1, 0.5)]}, {}, r"a must be .*got \[1, 2\]"),
+        ({"a": [(1, 50, 40, 60)]}, {}, "accuracies of a must be fractions"),
+        ({"a": [(np.inf, 0.5, 0.5, 0.5)]}, {}, "a: x must be finite"),
+        ({"a": [(0, 0.5, 0.5, 0.5)]}, {"log": True}, "a: x must be above 0"),
+        ({"a": [(1, 0.5, 0.6, 0.7)]}, {}, "a: an interval must hold its mean"),
+        ({"a": [(1, 0.5, 0.4, 0.45)]}, {}, "a: an interval must hold its mean"),
+    ],
+)
+def test_bad_curves(curves, settings, message):
+    with pytest.raises(ValueError, match=message):
+        report.draw_curves(curves, xlabel="x", **settings)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
