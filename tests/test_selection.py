@@ -1,16 +1,24 @@
 """What every registered selection must do, and what each one promises."""
 
+import itertools
+import json
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
 from distill_jax import selection
-from distill_jax.selection import SELECTIONS
+from distill_jax.selection import SELECTIONS, coverage
 
+# Of these a key decides one thing: which classes give one more.
+DETERMINISTIC = {"herding", "k_center"}
+SORTED_FIRST = {"el2n", "herding", "k_center", "kmeans_medoids"}
 BALANCED = sorted(set(SELECTIONS) - {"random"})
 every = pytest.mark.parametrize("name", sorted(SELECTIONS))
 balanced = pytest.mark.parametrize("name", BALANCED)
 COUNTS = (12, 7, 9)
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "active_learning.json"
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +52,12 @@ def test_another_key_chooses_others(name, corpus):
     assert len(draws) > 1
 
 
+@every
+def test_what_a_key_decides_where_classes_share_evenly(name, corpus):
+    draws = {tuple(select(name, corpus, 6, seed)) for seed in range(8)}
+    assert (len(draws) == 1) == (name in DETERMINISTIC)
+
+
 @balanced
 def test_classes_share_evenly(name, corpus):
     _, labels = corpus
@@ -74,13 +88,14 @@ def test_random_follows_the_prior():
 
 
 @every
-def test_a_permuted_corpus(name, corpus):
-    """k-means does not see the order; random draws differ but keep their counts."""
+@pytest.mark.parametrize("n", [10, 20])
+def test_a_permuted_corpus(name, corpus, n):
+    """Most do not see the order; random draws differ but keep their counts."""
     features, labels = corpus
     order = np.random.default_rng(1).permutation(len(labels))
-    before = select(name, corpus, 10)
-    after = select(name, (features[order], labels[order]), 10)
-    if name == "kmeans_medoids":
+    before = select(name, corpus, n)
+    after = select(name, (features[order], labels[order]), n)
+    if name in SORTED_FIRST:
         np.testing.assert_array_equal(order[after], before)
     elif name == "random":
         np.testing.assert_array_equal(after, before)
@@ -149,3 +164,137 @@ def test_wrong_shapes_and_nan(name, corpus):
 def test_unknown_name():
     with pytest.raises(ValueError, match="'magic'.*kmeans_medoids, random"):
         selection.get("magic")
+
+
+# k-center, herding, EL2N
+
+
+@pytest.fixture(scope="module")
+def golden():
+    if not GOLDEN.is_file():
+        pytest.skip("the golden numbers are not beside this checkout")
+    return json.loads(GOLDEN.read_text())
+
+
+@pytest.fixture(scope="module")
+def points():
+    return np.random.default_rng(3).normal(size=(9, 2))
+
+
+def in_one_class(name, points, n):
+    labels = np.zeros(len(points), int)
+    return selection.get(name)(points, labels, n, jax.random.key(0)).tolist()
+
+
+def test_k_center_golden(golden):
+    g = golden["kcenter_greedy"]
+    got = coverage.furthest_first(np.array(g["points"]), g["k"], g["labelled"])
+    assert got == g["selected_in_order"]
+
+
+def test_k_center_is_the_greedy_of_its_definition(points):
+    distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    expected = [int(np.linalg.norm(points - points.mean(0), axis=1).argmin())]
+    while len(expected) < 6:
+        expected.append(int(distance[:, expected].min(1).argmax()))
+    assert in_one_class("k_center", points, 6) == expected
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_k_center_covers_within_twice_the_least_radius(points, k):
+    distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
+
+    def radius(chosen):
+        return distance[:, list(chosen)].min(1).max()
+
+    least = min(map(radius, itertools.combinations(range(len(points)), k)))
+    got = radius(in_one_class("k_center", points, k))
+    assert least <= got <= 2 * least
+    assert got <= radius(in_one_class("k_center", points, max(1, k - 1)))
+
+
+def test_herding_golden(golden):
+    g = golden["herding"]
+    got = in_one_class("herding", np.array(g["points"]), g["k"])
+    assert got == g["selected_in_order"]
+
+
+def test_herding_of_unit_vectors_keeps_the_sum_nearest_to_the_mean():
+    """With equal norms, the largest inner product is the least distance."""
+    units = np.random.default_rng(4).normal(size=(20, 3))
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    expected: list[int] = []
+    while len(expected) < 8:
+        off = (len(expected) + 1) * units.mean(0) - units[expected].sum(0) - units
+        errors = np.linalg.norm(off, axis=1)
+        errors[expected] = np.inf
+        expected.append(int(errors.argmin()))
+    assert in_one_class("herding", units, 8) == expected
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 2e-6)])
+def test_el2n_golden(golden, dtype, tolerance):
+    g = golden["el2n"]
+    probs = np.array([g["probs_NC"]], dtype)
+    got = selection.el2n_scores(probs, np.array(g["labels"]))
+    assert got.dtype == dtype
+    np.testing.assert_allclose(got, g["el2n"], atol=tolerance)
+
+
+def test_el2n_scores_are_means_of_norms_not_norms_of_means():
+    probs = np.array([[[0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]]])
+    assert selection.el2n_scores(probs, np.array([0])) == pytest.approx(2**0.5)
+    with pytest.raises(ValueError, match=r"got \[1, 3\] and \[1\]"):
+        selection.el2n_scores(probs[0], np.array([0]))
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 3\), got 3"):
+        selection.el2n_scores(probs, np.array([3]))
+
+
+@pytest.fixture(scope="module")
+def mislabelled():
+    """Two clouds, 20 examples each, and two of each with the other's label."""
+    rng = np.random.default_rng(5)
+    cloud = np.repeat([0, 1], 20)
+    features = 5 * (2 * cloud[:, None] - 1) + rng.normal(size=(40, 3))
+    wrong = np.array([3, 11, 24, 37])
+    labels = cloud.copy()
+    labels[wrong] = 1 - labels[wrong]
+    return features, labels + 7, wrong  # any integers will do
+
+
+@pytest.mark.parametrize("keep", ["easy", "hard", "middle"])
+def test_el2n_tells_mislabelled_examples(mislabelled, keep):
+    features, labels, wrong = mislabelled
+    got = selection.el2n(features, labels, 4, jax.random.key(0), keep=keep)
+    if keep == "hard":
+        assert sorted(got) == wrong.tolist()
+    else:
+        assert not set(got) & set(wrong)
+
+
+def test_el2n_keeps_what_it_says(mislabelled):
+    """Of all in one class: easy rises, hard is its reverse, middle spreads out."""
+    features, labels, _ = mislabelled
+    rows = np.flatnonzero(labels == 7)
+
+    def ranked(keep):
+        got = selection.el2n(features, labels, 40, jax.random.key(1), keep=keep)
+        return [i for i in got.tolist() if i in rows]
+
+    easy, hard, middle = map(ranked, ("easy", "hard", "middle"))
+    assert easy == hard[::-1] and sorted(middle) == rows.tolist()
+    assert set(middle[:10]) == set(easy[5:15])
+
+
+def test_el2n_default_is_easy(mislabelled):
+    features, labels, _ = mislabelled
+    easy = selection.el2n(features, labels, 6, jax.random.key(2), keep="easy")
+    np.testing.assert_array_equal(easy, select("el2n", (features, labels), 6, 2))
+
+
+def test_el2n_settings(corpus):
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="one of easy, hard, middle, got 'best'"):
+        selection.el2n(*corpus, 3, key, keep="best")
+    with pytest.raises(ValueError, match="1 or more, got 0 and 3"):
+        selection.el2n(*corpus, 3, key, num_networks=0)

@@ -9,8 +9,24 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from distill_jax.selection.coverage import k_center
+from distill_jax.selection.difficulty import el2n, el2n_scores
 from distill_jax.selection.kmeans import kmeans_medoids
+from distill_jax.selection.moments import herding
 from distill_jax.selection.uniform import random, random_balanced
+
+__all__ = [
+    "SELECTIONS",
+    "Selection",
+    "el2n",
+    "el2n_scores",
+    "get",
+    "herding",
+    "k_center",
+    "kmeans_medoids",
+    "random",
+    "random_balanced",
+]
 
 Selection = Callable[[np.ndarray, np.ndarray, int, jax.Array], np.ndarray]
 
@@ -18,6 +34,9 @@ SELECTIONS: dict[str, Selection] = {
     "random": random,
     "random_balanced": random_balanced,
     "kmeans_medoids": kmeans_medoids,
+    "k_center": k_center,
+    "herding": herding,
+    "el2n": el2n,
 }
 
 

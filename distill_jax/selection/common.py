@@ -1,7 +1,12 @@
 """What the selections share: checks, random numbers, and how n is spread."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
+
+# (points [M, D] of one class, count, seed) -> distinct positions [count] in it
+Chooser = Callable[[np.ndarray, int, int], np.ndarray]
 
 
 def checked(features, labels, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,3 +61,25 @@ def interleaved(chosen: list[np.ndarray]) -> np.ndarray:
     rounds = [np.arange(len(indices)) for indices in chosen]
     order = np.argsort(np.concatenate(rounds), kind="stable")
     return np.concatenate(chosen)[order]
+
+
+def within_classes(
+    features: np.ndarray, labels: np.ndarray, n: int, key: jax.Array, choose: Chooser
+) -> np.ndarray:
+    """Lets `choose` pick within each class, equally many of each.
+
+    The examples reach it sorted by their features, so the order of the corpus does
+    not matter. Indices come in rounds of one example of each class.
+    """
+    features, labels = checked(features, labels, n)
+    rng = generator(key)
+    canonical = np.lexsort((labels, *features.T))
+    features, labels = features[canonical], labels[canonical]
+    chosen = []
+    for label, count in class_counts(labels, n, rng).items():
+        members = np.flatnonzero(labels == label)
+        seed = int(rng.integers(2**31))
+        if count:
+            members = members[choose(features[members], count, seed)]
+        chosen.append(canonical[members[:count]])
+    return interleaved(chosen)

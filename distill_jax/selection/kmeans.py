@@ -5,7 +5,7 @@ import warnings
 import jax
 import numpy as np
 
-from distill_jax.selection.common import checked, class_counts, generator, interleaved
+from distill_jax.selection.common import within_classes
 
 
 def kmeans_medoids(
@@ -29,18 +29,7 @@ def kmeans_medoids(
     Raises:
         ValueError: if more are asked for than exist, of all or of one class.
     """
-    features, labels = checked(features, labels, n)
-    rng = generator(key)
-    canonical = np.lexsort((labels, *features.T))
-    features, labels = features[canonical], labels[canonical]
-    chosen = []
-    for label, count in class_counts(labels, n, rng).items():
-        members = np.flatnonzero(labels == label)
-        seed = int(rng.integers(2**31))
-        if count:
-            members = members[_medoids(features[members], count, seed)]
-        chosen.append(canonical[members[:count]])
-    return interleaved(chosen)
+    return within_classes(features, labels, n, key, _medoids)
 
 
 def _medoids(points: np.ndarray, k: int, seed: int) -> np.ndarray:
