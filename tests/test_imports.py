@@ -30,9 +30,10 @@ ALLOWED = {
     "parallel": _MIDDLE,
     "evaluate": _HOST,
     "distill": _HOST | {"checkpoints"},
-    "active": {"evaluate", "queries", "types"},
+    "active": {"evaluate", "queries", "checkpoints", "losses", "types"},
     "decode": _AFTER,
     "report": _AFTER,
+    "page": _AFTER | {"report", "decode", "statistics"},
     "statistics": _AFTER,
 }
 HEAVY = {
