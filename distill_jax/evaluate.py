@@ -179,6 +179,28 @@ def accuracy(model: Model, theta: Params, chunks: Batch) -> jax.Array:
     return total / counts.sum()
 
 
+def mean_loss(loss_fn: LossFn, theta: Params, chunks: Batch) -> jax.Array:
+    """Mean loss over real examples.
+
+    Args:
+        loss_fn: `(theta, batch) -> mean loss over the rows that count`.
+        theta: the weights of the network.
+        chunks: from `padded`, `[K, size, ...]`.
+    """
+
+    def add(total, chunk):
+        count = (chunk.y != 0).any(-1).sum(dtype=jnp.int32)
+        return total + loss_fn(theta, chunk) * count, count
+
+    zero = jnp.zeros((), jax.eval_shape(loss_fn, theta, _first(chunks)).dtype)
+    total, counts = lax.scan(add, zero, chunks)
+    return total / counts.sum()
+
+
+def _first(chunks: Batch) -> Batch:
+    return jax.tree.map(lambda a: a[0], chunks)
+
+
 def accuracies(
     model: Model, init_fn: InitFn, train: TrainFn, keys: jax.Array, chunks: Batch
 ) -> jax.Array:
@@ -232,6 +254,7 @@ __all__ = [
     "accuracy",
     "learning_curves",
     "majority_accuracy",
+    "mean_loss",
     "minibatches",
     "native",
     "one_hot_batch",

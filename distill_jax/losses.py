@@ -16,7 +16,7 @@ def logits_fn(model: Model) -> Callable[..., jax.Array]:
 
     def logits(theta: Params, batch: Batch, *, key=None, route=None) -> jax.Array:
         choices = {} if model.route is None else {"route": route}
-        x = _embedded(model, theta, batch)
+        x = embedded(model, theta, batch)
         return model.apply(theta, x, batch.mask, key=key, **choices)
 
     return logits
@@ -29,7 +29,7 @@ def route_fn(model: Model) -> Callable[[Params, Batch], object] | None:
         return None
 
     def route(theta: Params, batch: Batch):
-        return choose(theta, _embedded(model, theta, batch), batch.mask)
+        return choose(theta, embedded(model, theta, batch), batch.mask)
 
     return route
 
@@ -38,12 +38,13 @@ def cross_entropy(model: Model) -> LossFn:
     """Makes the mean cross-entropy in nats, for hard and soft labels alike.
 
     Rows of `batch.y` that are all zero (padding of a last batch) count for nothing.
-    The result carries the model's `route` for `gradients.mixed_mode`.
+    With a `key` there is dropout. The result carries the model's `route` for
+    `gradients.mixed_mode`.
     """
     logits = logits_fn(model)
 
-    def loss(theta: Params, batch: Batch, route=None) -> jax.Array:
-        log_probs = jax.nn.log_softmax(logits(theta, batch, route=route))
+    def loss(theta: Params, batch: Batch, route=None, *, key=None) -> jax.Array:
+        log_probs = jax.nn.log_softmax(logits(theta, batch, key=key, route=route))
         count = jnp.maximum((batch.y != 0).any(-1).sum(), 1)
         return -(batch.y * log_probs).sum() / count
 
@@ -62,7 +63,8 @@ def num_correct(model: Model) -> Callable[[Params, Batch], jax.Array]:
     return correct
 
 
-def _embedded(model: Model, theta: Params, batch: Batch) -> jax.Array:
+def embedded(model: Model, theta: Params, batch: Batch) -> jax.Array:
+    """`batch.x` as embeddings `[..., L, D]`; integers are looked up."""
     if jnp.issubdtype(batch.x.dtype, jnp.integer):
         return model.embed(theta, batch.x)
     return batch.x

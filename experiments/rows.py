@@ -1,11 +1,14 @@
 """What an experiment leaves behind: one JSON object a line in `results/*.jsonl`.
 
 The same fields everywhere, in the order of EXPERIMENT_FIELDS (distillations and
-evaluations) or SPEED_FIELDS (timings). Files are only ever appended to.
+evaluations), of these with COMPARE_FIELDS (comparisons) or ACTIVE_FIELDS (rounds of
+active learning) after them, or of SPEED_FIELDS (timings). Files are only ever
+appended to.
 
 Units: accuracies are fractions in [0, 1]; `fraction_of_train` likewise; `seconds` is
 wall time; `ratio_to_torch` is the reference's seconds over this row's, so above 1 is
-faster. Where a field has no meaning for a row (the labels of `majority`, say) it is
+faster; `accuracies` are `[seeds][inits]` in a comparison, `[inits]` in a round. Where
+a field has no meaning for a row (the labels of `majority`, say) it is
 null, if its name is in NULLABLE.
 """
 
@@ -19,6 +22,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 Row = dict[str, Any]
 
@@ -51,6 +56,22 @@ EXPERIMENT_FIELDS: dict[str, type | tuple[type, ...]] = {
     "command": str,
     "config": dict,
 }
+# After EXPERIMENT_FIELDS: where distilled and real sets are compared.
+COMPARE_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "accuracies": list,
+    "interval": list,
+    "chance_corrected": _NUMBER,
+    "labels_read": int,
+    "compute_seconds": _NUMBER,
+}
+# After EXPERIMENT_FIELDS: one round of active learning.
+ACTIVE_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "round": int,
+    "seed": int,
+    "num_labelled": int,
+    "n_tied_at_cut": int,
+    "accuracies": list,
+}
 SPEED_FIELDS: dict[str, type | tuple[type, ...]] = {
     "config": (str, dict),
     "implementation": str,
@@ -69,10 +90,30 @@ SPEED_FIELDS: dict[str, type | tuple[type, ...]] = {
     "commit": str,
     "device": str,
 }
+# Timings of acquisition: sizes that a task does not have are null.
+ACQUISITION_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "config": str,
+    "implementation": str,
+    "items": int,
+    "passes": int,
+    "length": int,
+    "features": int,
+    "classes": int,
+    "picks": int,
+    "threads": int,
+    "backend": str,
+    "seconds_median": _NUMBER,
+    "ratio_to_torch": _NUMBER,
+    "peak_bytes": int,
+    "call_bytes": int,
+    "commit": str,
+    "device": str,
+}
 NULLABLE = frozenset(
     "preset bytes labels theta_0 training selected_on accuracy_sd full_accuracy_mean "
     "relative_accuracy majority_accuracy ratio_to_torch flops temp_bytes "
-    "compile_seconds".split()
+    "compile_seconds chance_corrected n_tied_at_cut passes length features "
+    "classes picks call_bytes".split()
 )
 CHOICES = {
     "split": ("test", "validation"),
@@ -89,6 +130,13 @@ FRACTIONS = (
     "majority_accuracy",
 )
 POSITIVE = (
+    "items",
+    "passes",
+    "length",
+    "features",
+    "classes",
+    "picks",
+    "peak_bytes",
     "num_inits",
     "num_seeds",
     "T",
@@ -101,6 +149,7 @@ POSITIVE = (
     "ratio_to_torch",
 )
 NOT_NEGATIVE = (
+    "call_bytes",
     "examples",
     "examples_per_class",
     "bytes",
@@ -108,12 +157,29 @@ NOT_NEGATIVE = (
     "flops",
     "temp_bytes",
     "compile_seconds",
+    "labels_read",
+    "compute_seconds",
+    "round",
+    "seed",
+    "num_labelled",
+    "n_tied_at_cut",
 )
+
+
+def fields_of(row: Row) -> dict[str, type | tuple[type, ...]]:
+    """The fields that a row must have, told by those it has."""
+    if "implementation" in row:
+        return ACQUISITION_FIELDS if "peak_bytes" in row else SPEED_FIELDS
+    if not row.keys().isdisjoint(COMPARE_FIELDS.keys() - ACTIVE_FIELDS.keys()):
+        return EXPERIMENT_FIELDS | COMPARE_FIELDS
+    if not row.keys().isdisjoint(ACTIVE_FIELDS):
+        return EXPERIMENT_FIELDS | ACTIVE_FIELDS
+    return EXPERIMENT_FIELDS
 
 
 def check(row: Row) -> None:
     """Raises ValueError, naming the field, if a row is not as the schema says."""
-    fields = SPEED_FIELDS if "implementation" in row else EXPERIMENT_FIELDS
+    fields = fields_of(row)
     missing = [name for name in fields if name not in row]
     unknown = [name for name in row if name not in fields]
     if missing or unknown:
@@ -140,6 +206,7 @@ def check(row: Row) -> None:
             raise ValueError(f"{name} must be above 0, got {value}")
         if name in NOT_NEGATIVE and not value >= 0:
             raise ValueError(f"{name} must not be negative, got {value}")
+    _check_lists(row)
     full: Any = row.get("full_accuracy_mean")
     relative: Any = row.get("relative_accuracy")
     if (full is None) != (relative is None):
@@ -151,6 +218,32 @@ def check(row: Row) -> None:
         )
 
 
+def _check_lists(row: Row) -> None:
+    """The accuracies are of the shape the row says, and give its mean."""
+    if "accuracies" not in row:
+        return
+    in_round = "round" in row
+    shape = (row["num_inits"],) if in_round else (row["num_seeds"], row["num_inits"])
+    try:
+        values = np.array(row["accuracies"], float)
+    except (TypeError, ValueError):
+        values = np.array(math.nan)
+    if values.shape != shape or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(
+            f"accuracies must be numbers in [0, 1] of the shape {list(shape)}"
+        )
+    if not math.isclose(values.mean(), row["accuracy_mean"], abs_tol=1e-4):
+        raise ValueError(
+            f"accuracy_mean {row['accuracy_mean']} is not that of the accuracies, "
+            f"{values.mean():.4f}"
+        )
+    interval = row.get("interval", [0, 1])
+    if len(interval) != 2 or not all(isinstance(v, _NUMBER) for v in interval):
+        raise ValueError(f"interval must be [low, high], got {interval}")
+    if not 0 <= interval[0] <= interval[1] <= 1:
+        raise ValueError(f"interval must be ordered and in [0, 1], got {interval}")
+
+
 def append(path: str | Path, rows: Iterable[Row]) -> None:
     """Adds rows to the end of a file: all of them, or none.
 
@@ -158,7 +251,7 @@ def append(path: str | Path, rows: Iterable[Row]) -> None:
 
     Args:
         path: a `.jsonl` file; made, with its folder, if absent.
-        rows: each with exactly the fields of EXPERIMENT_FIELDS or SPEED_FIELDS.
+        rows: each with exactly the fields of one schema.
 
     Raises:
         ValueError: naming what is wrong with a row; nothing is written.
@@ -168,8 +261,7 @@ def append(path: str | Path, rows: Iterable[Row]) -> None:
     lines = []
     for row in rows:
         check(row)
-        fields = SPEED_FIELDS if "implementation" in row else EXPERIMENT_FIELDS
-        ordered = {name: portable(row[name]) for name in fields}
+        ordered = {name: portable(row[name]) for name in fields_of(row)}
         try:
             lines.append(json.dumps(ordered, allow_nan=False, ensure_ascii=False))
         except (TypeError, ValueError) as error:

@@ -70,6 +70,79 @@ def speed_row(**changes):
     }
 
 
+def compare_row(**changes):
+    return (
+        experiment_row(
+            experiment="compare",
+            accuracy_mean=0.7,
+            num_seeds=2,
+            num_inits=2,
+            accuracies=[[0.6, 0.7], [0.7, 0.8]],
+            interval=[0.65, 0.75],
+            chance_corrected=0.8,
+            labels_read=8530,
+            compute_seconds=100.0,
+        )
+        | changes
+    )
+
+
+def active_row(**changes):
+    return (
+        experiment_row(
+            experiment="active_learning",
+            accuracy_mean=0.7,
+            num_inits=2,
+            round=0,
+            seed=3,
+            num_labelled=20,
+            n_tied_at_cut=None,
+            accuracies=[0.65, 0.75],
+        )
+        | changes
+    )
+
+
+@pytest.mark.parametrize("make", [compare_row, active_row])
+def test_further_fields_come_after_the_others(tmp_path, make):
+    row = make()
+    rows.append(tmp_path / "rows.jsonl", [row])
+    (read,) = rows.read(tmp_path / "rows.jsonl")
+    assert read == row
+    names = list(rows.EXPERIMENT_FIELDS)
+    assert list(read)[: len(names)] == names and len(read) > len(names)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (compare_row(accuracies=[[0.6, 0.7]]), r"of the shape \[2, 2\]"),
+        (compare_row(accuracies=[[0.6, 0.7], [0.8]]), r"of the shape \[2, 2\]"),
+        (compare_row(accuracies=[[0.6, 0.7], [0.7, 1.8]]), r"in \[0, 1\]"),
+        (compare_row(accuracies=[[0.1, 0.1], [0.1, 0.1]]), "is not that of the acc"),
+        (compare_row(interval=[0.7]), r"interval must be \[low, high\]"),
+        (compare_row(interval=[0.8, 0.7]), "interval must be ordered"),
+        (compare_row(labels_read=-1), "labels_read must not be negative"),
+        (compare_row(labels_read=None), "labels_read must be int"),
+        (active_row(accuracies=[[0.65, 0.75]]), r"of the shape \[2\]"),
+        (active_row(round=-1), "round must not be negative"),
+        (active_row(extra=1), "unknown fields: extra"),
+    ],
+)
+def test_bad_further_fields_are_named(row, message):
+    with pytest.raises(ValueError, match=message):
+        rows.check(row)
+
+
+@pytest.mark.parametrize("make", [compare_row, active_row])
+def test_missing_further_fields_are_named(make):
+    for name in make().keys() - rows.EXPERIMENT_FIELDS.keys() - {"accuracies"}:
+        row = make()
+        del row[name]
+        with pytest.raises(ValueError, match=f"missing fields: {name}"):
+            rows.check(row)
+
+
 def test_reads_what_was_appended(tmp_path):
     path = tmp_path / "results" / "distill.jsonl"
     assert rows.read(path) == []
@@ -149,6 +222,23 @@ def test_a_full_disk_adds_nothing(tmp_path, monkeypatch, kept):
     assert rows.read(path) == [experiment_row()]
 
 
+def test_two_processes_append_to_one_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    code = (
+        "import sys; from experiments import rows; from tests.test_rows import *\n"
+        "for k in range(100):\n"
+        "    rows.append(sys.argv[1], [compare_row(method=sys.argv[2], bytes=k)])"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, str(path), name], cwd=ROOT)
+        for name in ("random", "herding")
+    ]
+    assert [process.wait(120) for process in both] == [0, 0]
+    found = [(row["method"], row["bytes"]) for row in rows.read(path)]
+    for name in ("random", "herding"):
+        assert [k for method, k in found if method == name] == list(range(100))
+
+
 def test_machine_paths_are_cut(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     script = ROOT / "experiments" / "distill.py"
@@ -221,5 +311,8 @@ def test_committed_results_keep_the_schema(path):
     content = path.read_text(encoding="utf-8")
     assert content.endswith("\n")
     for row in rows.read(path):
-        assert ("implementation" in row) == (path.name == "meta_step.jsonl")
+        timed = path.name in ("meta_step.jsonl", "acquisition.jsonl")
+        assert ("implementation" in row) == timed
+        assert ("interval" in row) == (path.name == "compare.jsonl")
+        assert ("round" in row) == (path.name == "active_learning.jsonl")
         assert rows.portable(row) == row

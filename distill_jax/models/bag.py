@@ -15,6 +15,7 @@ class _Bag(nn.Module):
     hidden: int
     dropout: float
     param_dtype: Any
+    headless: bool = False  # return what the output layer reads
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
@@ -22,6 +23,8 @@ class _Bag(nn.Module):
         h = (x * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
         h = nn.Dense(self.hidden, param_dtype=self.param_dtype, name="hidden")(h)
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(h))
+        if self.headless:
+            return h
         return nn.Dense(self.num_classes, param_dtype=self.param_dtype, name="out")(h)
 
 
@@ -44,6 +47,10 @@ def bag(
     """
     table = word_vectors(vectors)
     positive(num_classes=num_classes, hidden=hidden)
-    return from_linen(
-        _Bag(num_classes, hidden, probability(dropout), table.dtype), table
-    )
+    module = _Bag(num_classes, hidden, probability(dropout), table.dtype)
+    headless = module.clone(headless=True)
+
+    def features(params, x, mask):
+        return headless.apply({"params": params}, x, mask, False)
+
+    return from_linen(module, table)._replace(features=features)

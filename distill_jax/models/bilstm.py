@@ -100,6 +100,7 @@ class _BiLSTM(nn.Module):
     layers: int
     dropout: float
     param_dtype: Any
+    headless: bool = False  # return what the output layer reads
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
@@ -109,6 +110,8 @@ class _BiLSTM(nn.Module):
             x = _Layer(self.hidden, self.param_dtype, name=f"layer_{layer}")(x, mask)
         weight = mask.astype(x.dtype)[..., None]
         h = (x * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
+        if self.headless:
+            return h
         return nn.Dense(self.num_classes, param_dtype=self.param_dtype, name="out")(
             dropout(h)
         )
@@ -146,6 +149,10 @@ def bilstm(
     """
     table = word_vectors(vectors)
     positive(num_classes=num_classes, hidden=hidden, layers=layers)
-    return from_linen(
-        _BiLSTM(num_classes, hidden, layers, probability(dropout), table.dtype), table
-    )
+    module = _BiLSTM(num_classes, hidden, layers, probability(dropout), table.dtype)
+    headless = module.clone(headless=True)
+
+    def features(params, x, mask):
+        return headless.apply({"params": params}, x, mask, False)
+
+    return from_linen(module, table)._replace(features=features)

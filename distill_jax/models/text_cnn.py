@@ -309,7 +309,8 @@ class _Convolution(nn.Module):
                 kernels = {name: kernel for name, (kernel, _) in groups.items()}
                 route = winners(x, mask, kernels)
             pooled = [
-                max_over_time(x, mask, *g, route[name]) for name, g in groups.items()
+                max_over_time(x, mask, kernel, bias, route[name])
+                for name, (kernel, bias) in groups.items()
             ]
         return jnp.concatenate(pooled, -1)
 

@@ -24,6 +24,7 @@ class _Transformer(nn.Module):
     mlp: int
     dropout: float
     param_dtype: Any
+    headless: bool = False  # return what the output layer reads
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
@@ -57,8 +58,8 @@ class _Transformer(nn.Module):
             h = nn.gelu(dense(self.mlp, f"mlp_in_{i}")(norm(f"norm_mlp_{i}")(x)))
             x = x + dropout(dense(self.width, f"mlp_out_{i}")(h))
         x = norm("norm_out")(x) * mask[..., None]
-        count = jnp.maximum(mask.sum(1, keepdims=True), 1)
-        return dense(self.num_classes, "out")(x.sum(1) / count)
+        h = x.sum(1) / jnp.maximum(mask.sum(1, keepdims=True), 1)
+        return h if self.headless else dense(self.num_classes, "out")(h)
 
 
 def _sinusoids(length: int, width: int, dtype: Any) -> jax.Array:
@@ -101,9 +102,12 @@ def transformer(
         raise ValueError(
             f"width must be even and a multiple of heads = {heads}, got {width}"
         )
-    return from_linen(
-        _Transformer(
-            num_classes, width, heads, layers, mlp, probability(dropout), table.dtype
-        ),
-        table,
+    module = _Transformer(
+        num_classes, width, heads, layers, mlp, probability(dropout), table.dtype
     )
+    headless = module.clone(headless=True)
+
+    def features(params, x, mask):
+        return headless.apply({"params": params}, x, mask, False)
+
+    return from_linen(module, table)._replace(features=features)
