@@ -33,6 +33,46 @@ class Summary(NamedTuple):
     num_inits: int
 
 
+class Paired(NamedTuple):
+    """What `paired_summary` finds, of differences a - b.
+
+    Attributes:
+        difference: their mean.
+        sd: their standard deviation (ddof=1).
+        low, high: Student's t interval of the mean.
+        t_p_value, wilcoxon_p_value: two-sided; Wilcoxon's signed rank test is exact
+            where there are few pairs and no ties.
+        effect: Cohen's d_z, the mean in units of `sd`.
+        num_pairs: how many.
+    """
+
+    difference: float
+    sd: float
+    low: float
+    high: float
+    t_p_value: float
+    wilcoxon_p_value: float
+    effect: float
+    num_pairs: int
+
+
+class Difference(NamedTuple):
+    """What `difference` finds, of two methods that share their theta_0.
+
+    Attributes:
+        difference: mean of a - mean of b.
+        low, high: its bootstrap interval over the seeds of each and the theta_0.
+        p_value: two-sided, of the sign-flip test over the theta_0.
+        num_pairs: theta_0 that both have.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    num_pairs: int
+
+
 class PairedTest(NamedTuple):
     """What `paired_test` finds.
 
@@ -73,8 +113,7 @@ def summary(
         ValueError: for no values, values that are not finite, or another shape.
     """
     table = _table(values, "values")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    _check_confidence(confidence)
     num_seeds, num_inits = table.shape
     rng = np.random.default_rng(seed)
     rows = rng.integers(num_seeds, size=(num_resamples, num_seeds, 1))
@@ -110,16 +149,7 @@ def paired_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
     """
     from scipy import stats
 
-    left, right = _table(a, "a"), _table(b, "b")
-    if left.shape != right.shape:
-        raise ValueError(
-            f"paired values must have equal shapes, got {list(left.shape)} and "
-            f"{list(right.shape)}"
-        )
-    differences = left - right
-    pairs = differences[0] if len(differences) == 1 else differences.mean(axis=1)
-    if len(pairs) < 2:
-        raise ValueError("a paired test needs at least two seeds, or two inits, got 1")
+    pairs = _pairs(a, b)
     test = stats.permutation_test(
         (pairs,),
         np.mean,
@@ -129,6 +159,174 @@ def paired_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
         rng=np.random.default_rng(0),
     )
     return PairedTest(float(pairs.mean()), float(test.pvalue), len(pairs))
+
+
+def paired_summary(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -> Paired:
+    """Student's paired t interval and test, Wilcoxon's test, and Cohen's d_z.
+
+    Pairs are as in `paired_test`. The t interval supposes normal differences, as a
+    bootstrap of a handful would be too narrow.
+
+    Args:
+        a, b: `[seeds, inits]` or `[inits]`; entry by entry the same seed and theta_0.
+        confidence: coverage of the interval, in (0, 1).
+
+    Returns:
+        A `Paired`. Where all differences are equal its p-values and effect are NaN.
+
+    Raises:
+        ValueError: for unequal shapes or fewer than two pairs.
+    """
+    from scipy import stats
+
+    _check_confidence(confidence)
+    pairs = _pairs(a, b)
+    n, mean, sd = len(pairs), float(pairs.mean()), float(pairs.std(ddof=1))
+    if sd <= 1e-12:
+        return Paired(mean, 0.0, mean, mean, *[float("nan")] * 3, n)
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * sd / n**0.5
+    t = stats.ttest_1samp(pairs, 0)
+    wilcoxon = stats.wilcoxon(pairs)
+    return Paired(
+        mean,
+        sd,
+        mean - half,
+        mean + half,
+        float(t.pvalue),  # type: ignore[attr-defined]
+        float(wilcoxon.pvalue),  # type: ignore[attr-defined]
+        mean / sd,
+        n,
+    )
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided exact p-value of McNemar's test (1947) of two classifiers.
+
+    Args:
+        only_a: test items that a alone gets right.
+        only_b: test items that b alone gets right.
+
+    Raises:
+        ValueError: for a negative count, or where they never differ.
+    """
+    from scipy import stats
+
+    if min(only_a, only_b) < 0 or only_a + only_b == 0:
+        raise ValueError(
+            f"counts must not be negative nor both 0, got {only_a} and {only_b}"
+        )
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
+def aulc(labels: ArrayLike, accuracies: ArrayLike) -> float:
+    """Area under a learning curve by the trapezoid rule, over the range of labels.
+
+    A mean accuracy over the budgets between the first and the last point.
+
+    Args:
+        labels: `[P]` numbers of labels, increasing.
+        accuracies: `[P]`, one for each.
+
+    Raises:
+        ValueError: for fewer than two points, or labels that do not increase.
+    """
+    x, y = _curve(labels, "labels"), _curve(accuracies, "accuracies")
+    if x.shape != y.shape:
+        raise ValueError(f"got {len(x)} numbers of labels for {len(y)} accuracies")
+    if not (np.diff(x) > 0).all():
+        raise ValueError(f"numbers of labels must increase, got {x.tolist()}")
+    return float(np.trapezoid(y, x) / (x[-1] - x[0]))
+
+
+def deficiency(accuracies: ArrayLike, reference: ArrayLike) -> float:
+    """Deficiency of a learning curve against a reference (Jacobs et al. 2021).
+
+    sum_i (max_j ref_j - acc_i) / sum_i (max_j ref_j - ref_i): below 1 is better than
+    the reference.
+
+    Args:
+        accuracies: `[P]` of the method.
+        reference: `[P]` at the same numbers of labels, of random say.
+
+    Raises:
+        ValueError: for curves of unequal length, or a reference that is constant.
+    """
+    ours, other = _curve(accuracies, "accuracies"), _curve(reference, "reference")
+    if ours.shape != other.shape:
+        raise ValueError(f"got curves of {len(ours)} and {len(other)} points")
+    missing = other.max() - other
+    if missing.sum() == 0:
+        raise ValueError("the reference is constant: nothing is missing from it")
+    return float((other.max() - ours).sum() / missing.sum())
+
+
+def difference(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    inits_a: ArrayLike | None = None,
+    inits_b: ArrayLike | None = None,
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> Difference:
+    """How much better a is than b, where they have other seeds but the same theta_0.
+
+    The test pairs the theta_0, each averaged over the seeds. So it tells apart the sets
+    that were drawn; how much other sets would differ is seen by the interval, which
+    redraws the seeds of a, those of b and, for both at once, the theta_0. A method of
+    one seed adds nothing to it.
+
+    Args:
+        a: `[seeds, inits]` or `[inits]`.
+        b: the same, of other numbers of seeds and inits perhaps.
+        inits_a, inits_b: which theta_0 each value has, integers of the same shapes;
+            counted from 0 in each seed unless given.
+        confidence: coverage of the interval, in (0, 1).
+        num_resamples: bootstrap draws.
+        seed: of the draws.
+
+    Returns:
+        A `Difference`.
+
+    Raises:
+        ValueError: if fewer than two theta_0 are shared, or shapes do not fit.
+    """
+    _check_confidence(confidence)
+    left, right = _by_init(a, inits_a, "a"), _by_init(b, inits_b, "b")
+    shared = sorted(left.keys() & right.keys())
+    if len(shared) < 2:
+        raise ValueError(f"a paired test needs two shared theta_0, got {len(shared)}")
+    by_init = [
+        [np.mean(list(side[r].values())) for r in shared] for side in (left, right)
+    ]
+    test = paired_test(*by_init)
+    rng = np.random.default_rng(seed)
+    columns = rng.multinomial(
+        len(shared), np.full(len(shared), 1 / len(shared)), num_resamples
+    )
+
+    def means(side: dict[int, dict[int, float]]) -> np.ndarray:
+        num_seeds = 1 + max(s for values in side.values() for s in values)
+        table = np.full((num_seeds, len(shared)), np.nan)
+        for column, r in enumerate(shared):
+            for s, value in side[r].items():
+                table[s, column] = value
+        rows = rng.multinomial(
+            num_seeds, np.full(num_seeds, 1 / num_seeds), num_resamples
+        )
+        there = np.isfinite(table).astype(float)
+        total = ((rows @ np.where(there, table, 0)) * columns).sum(1)
+        count = ((rows @ there) * columns).sum(1)
+        # Where seeds have few theta_0, a draw can hold no value at all.
+        return np.divide(total, count, np.full(num_resamples, np.nan), where=count > 0)
+
+    draws = means(left) - means(right)
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(draws, [tail, 1 - tail])
+    return Difference(
+        test.difference, float(low), float(high), test.p_value, test.num_pairs
+    )
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -181,6 +379,52 @@ def chance_corrected(accuracy: float, full: float, majority: float) -> float:
             "there is nothing to correct for"
         )
     return (accuracy - majority) / (full - majority)
+
+
+def _pairs(a: ArrayLike, b: ArrayLike) -> np.ndarray:
+    """Differences of seeds' means, or of inits where there is one seed."""
+    left, right = _table(a, "a"), _table(b, "b")
+    if left.shape != right.shape:
+        raise ValueError(
+            f"paired values must have equal shapes, got {list(left.shape)} and "
+            f"{list(right.shape)}"
+        )
+    differences = left - right
+    pairs = differences[0] if len(differences) == 1 else differences.mean(axis=1)
+    if len(pairs) < 2:
+        raise ValueError("a paired test needs at least two seeds, or two inits, got 1")
+    return pairs
+
+
+def _by_init(
+    values: ArrayLike, inits: ArrayLike | None, name: str
+) -> dict[int, dict[int, float]]:
+    """`{theta_0: {seed: value}}`."""
+    table = _table(values, name)
+    if inits is None:
+        which = np.broadcast_to(np.arange(table.shape[1]), table.shape)
+    else:
+        which = np.atleast_2d(np.asarray(inits))
+    if which.shape != table.shape:
+        raise ValueError(
+            f"inits_{name} must be {list(table.shape)}, got {list(which.shape)}"
+        )
+    found: dict[int, dict[int, float]] = {}
+    for s, r in np.ndindex(table.shape):
+        found.setdefault(int(which[s, r]), {})[s] = float(table[s, r])
+    return found
+
+
+def _curve(values: ArrayLike, name: str) -> np.ndarray:
+    curve = np.asarray(values, float)
+    if curve.ndim != 1 or len(curve) < 2 or not np.isfinite(curve).all():
+        raise ValueError(f"{name} must be at least two finite numbers, got {curve}")
+    return curve
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
 
 
 def _check_fractions(**values: float) -> None:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from distill_jax import evaluate
+from distill_jax import evaluate, losses
 from distill_jax.types import Batch
 from experiments.task import VALIDATION_CHUNK, Task, take
 
@@ -70,3 +70,35 @@ def tuned_full(
     )
     full = jax.jit(partial(evaluate.accuracies, task.model, task.model.init, train))
     return full, {"optimizer": "adam", "lr": lr, "num_epochs": epochs, "batch": 64}
+
+
+def teacher_labels(task: Task, recipe: dict[str, Any], key: jax.Array) -> np.ndarray:
+    """Class probabilities of all of train, by one network trained on all of it.
+
+    Args:
+        task: the corpus and the network.
+        recipe: from `tuned_full`.
+        key: of the network.
+
+    Returns:
+        `[N, C]`, float32.
+    """
+    train = evaluate.standard(
+        task.loss_fn,
+        task.train,
+        optax.adam(recipe["lr"]),
+        num_epochs=recipe["num_epochs"],
+        batch_size=recipe["batch"],
+    )
+    logits = losses.logits_fn(task.model)
+
+    @jax.jit
+    def probabilities(chunks):
+        init_key, train_key = jax.random.split(key)
+        theta = train(task.model.init(init_key), train_key)
+        return jax.lax.map(lambda c: jax.nn.softmax(logits(theta, c)), chunks)
+
+    probs = probabilities(evaluate.padded(task.train, VALIDATION_CHUNK))
+    return np.asarray(probs, np.float32).reshape(-1, task.num_classes)[
+        : len(task.train.y)
+    ]

@@ -1,7 +1,8 @@
 """A frozen dataclass becomes the flags of an experiment, and back.
 
 Every setting is written once: its name, default, choices and help in the dataclass.
-Explicit flags win over a preset, a preset over the defaults.
+Explicit flags win over a preset, a preset over what is best for the model, and that
+over the defaults.
 """
 
 import dataclasses
@@ -40,14 +41,27 @@ def define_flags(config: type, presets: Mapping[str, Mapping[str, Any]]) -> None
         flags.DEFINE_enum("preset", None, sorted(presets), known)
 
 
-def from_flags(config: type, presets: Mapping[str, Mapping[str, Any]]) -> Any:
-    """The Config that the command line asks for."""
-    values = dict(presets[flags.FLAGS.preset]) if presets and flags.FLAGS.preset else {}
+def from_flags(
+    config: type,
+    presets: Mapping[str, Mapping[str, Any]],
+    of_model: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Any:
+    """The Config that the command line asks for.
+
+    Args:
+        config: the dataclass.
+        presets: settings of papers, by name.
+        of_model: what is best for a model, where that is not the default.
+    """
+    preset = flags.FLAGS.preset if presets else None
+    values = dict(presets[preset]) if preset else {}
     for field in dataclasses.fields(config):
         flag = flags.FLAGS[field.name]
         if flag.present:
             given = flag.value
             values[field.name] = tuple(given) if isinstance(given, list) else given
+    if of_model:
+        values = {**of_model.get(values.get("model", config.model), {}), **values}
     return config(**values)
 
 

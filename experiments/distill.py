@@ -26,6 +26,7 @@ from experiments import rows as result_rows
 from experiments import saved
 from experiments.baselines import tuned_full, validation_chunks
 from experiments.recipe import (
+    BEST_RECIPES,
     PRESETS,
     Config,
     Setup,
@@ -43,6 +44,9 @@ from experiments.task import (
     mean_vectors,
     take,
 )
+
+# Beside every distillation; `experiments.compare` has the other selections.
+RIVALS = ("random", "random_balanced", "kmeans_medoids")
 
 
 def run(
@@ -199,7 +203,8 @@ def _scored(
             )
         )
         features, labels = mean_vectors(task, task.train), labels_of(task.train)
-        for name, select in SELECTIONS.items():
+        for name in RIVALS:
+            select = SELECTIONS[name]
             began = time.perf_counter()
             sets = []
             for seed in range(config.selection_seeds):
@@ -368,7 +373,7 @@ def main(argv: list[str]) -> None:
     ):
         f = flags.FLAGS
         preset = flagged.chosen_preset(PRESETS)
-        config = flagged.from_flags(Config, PRESETS)
+        config = flagged.from_flags(Config, PRESETS, BEST_RECIPES)
         corpus = Path(config.dataset).name.replace(":", "-")
         size = config.examples or f"{config.examples_per_class}pc"
         parts = [corpus, config.model, str(size)] + ([preset] if preset else [])
