@@ -183,7 +183,8 @@ def paired_summary(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -> P
     pairs = _pairs(a, b)
     n, mean, sd = len(pairs), float(pairs.mean()), float(pairs.std(ddof=1))
     if sd <= 1e-12:
-        return Paired(mean, 0.0, mean, mean, *[float("nan")] * 3, n)
+        nan = float("nan")
+        return Paired(mean, 0.0, mean, mean, nan, nan, nan, n)
     half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * sd / n**0.5
     t = stats.ttest_1samp(pairs, 0)
     wilcoxon = stats.wilcoxon(pairs)

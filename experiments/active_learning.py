@@ -18,9 +18,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from distill_jax import active, queries, statistics
+from distill_jax import active, page, queries, report, statistics
 from distill_jax import checkpoints as ckpt
-from experiments import annotation
+from experiments import annotation, curves, pages
 from experiments import config as flagged
 from experiments import rows as result_rows
 from experiments.acquisition import NOTES, PRESETS, Config, Learner, load
@@ -39,6 +39,7 @@ def run(
     results: str | Path,
     resume: bool = False,
     dry_run: bool = False,
+    show: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[result_rows.Row]:
     """Runs each query with each seed, and writes down every round.
@@ -46,15 +47,21 @@ def run(
     Args:
         config: the settings.
         preset: the name of the paper whose settings they are.
-        out: folder of the run: a checkpoint of every round, what was asked, a figure.
+        out: folder of the run: a checkpoint of every round, what was asked, a figure
+            and the page.
         results: the `.jsonl` file that rows are appended to.
         resume: go on with the run in `out`.
         dry_run: stop after the plan and the estimate.
+        show: open the page in a browser.
         say: where text goes.
 
     Returns:
         The rows of this run, those appended before a resume too. None while a human
         has to label.
+
+    Raises:
+        ValueError: for a run in `out` without `resume`; and as all that is called does.
+        pages.NotDrawn: if the figure or the page cannot be written; the rows are.
     """
     out = Path(out)
     if not (resume or dry_run):
@@ -81,8 +88,14 @@ def run(
             append_once(results, fresh)
             rows += fresh
     say("\n" + _table(rows))
-    figure = plot_curves(out / "curves.png", rows)
-    say(f"\nRows: {results}\nFigure: {figure}\nWhat was asked: {out}/*/asked.csv")
+    with pages.after_rows(results, "the same command with --resume"):
+        figure, path = _drawn(rows, out)
+    say(
+        f"\nRows: {results}\nFigure: {figure}\nPage: {path}\n"
+        f"What was asked: {out}/*/asked.csv"
+    )
+    if show:
+        pages.open_in_browser(path, say)
     return rows
 
 
@@ -171,37 +184,16 @@ def _full(config: Config, learner: Learner, out: Path, say) -> float | None:
     return full
 
 
-def _curves(rows: list[result_rows.Row]) -> dict[str, dict[int, np.ndarray]]:
-    """For each query, accuracies `[seeds, inits]` at each number of labels."""
-    curves: dict[str, dict[int, list]] = {}
-    for row in sorted(rows, key=lambda row: (row["num_labelled"], row["seed"])):
-        points = curves.setdefault(row["method"], {})
-        points.setdefault(row["num_labelled"], []).append(row["accuracies"])
-    return {
-        name: {labels: np.array(found) for labels, found in points.items()}
-        for name, points in curves.items()
-    }
-
-
-def _areas(points: dict[int, np.ndarray]) -> np.ndarray | None:
-    """Areas under the learning curves `[seeds, inits]`; None for a single point."""
-    if len(points) < 2:
-        return None
-    labels, table = list(points), np.stack(list(points.values()), -1)
-    flat = [statistics.aulc(labels, one) for one in table.reshape(-1, len(labels))]
-    return np.array(flat).reshape(table.shape[:2])
-
-
 def _table(rows: list[result_rows.Row]) -> str:
     """Accuracy at the end and area under the curve, with intervals of 95%."""
-    curves = _curves(rows)
-    areas = {name: _areas(points) for name, points in curves.items()}
+    found = curves.curves(rows)
+    areas = {name: curves.areas(points) for name, points in found.items()}
     random = areas.get("random")
     lines = [
         f"{'':20} {'labels':>7} {'accuracy':>22} {'area under curve':>22} "
         f"{'minus random':>24}"
     ]
-    for name, points in curves.items():
+    for name, points in found.items():
         last = list(points)[-1]
         line = f"{name:20} {last:>7,} {_interval(points[last]):>22}"
         area = areas[name]
@@ -222,48 +214,26 @@ def _interval(values: np.ndarray) -> str:
     return f"{found.mean:.1%} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
-def plot_curves(path: str | Path, rows: list[result_rows.Row]) -> Path:
-    """Accuracy against labels, a line for each query, with 95% bands.
+def _drawn(rows: list[result_rows.Row], out: Path) -> tuple[Path, Path]:
+    """The figure and the page; as Figure 4 of the comparison paper (Anonymous 2022)."""
+    lines = {
+        name: [_point(labels, values) for labels, values in points.items()]
+        for name, points in curves.curves(rows).items()
+    }
+    figure = report.plot_curves(
+        out / "curves.png",
+        lines,
+        xlabel="labels",
+        full=rows[0]["full_accuracy_mean"],
+        majority=rows[0]["majority_accuracy"],
+    )
+    return figure, page.write(out / pages.NAME, pages.of_active(rows, out))
 
-    As Figure 4 of the comparison paper (Anonymous 2022). The band is a bootstrap over
-    seeds and networks.
 
-    Args:
-        path: where to write it.
-        rows: of one dataset and one model.
-
-    Returns:
-        The path.
-    """
-    # Not pyplot: it keeps global state and may look for a display.
-    from matplotlib.figure import Figure
-
-    # Colour-blind safe (Okabe and Ito 2008).
-    colours = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axis = figure.subplots()
-    axis.spines[["top", "right"]].set_visible(False)
-    for i, (name, points) in enumerate(_curves(rows).items()):
-        found = [statistics.summary(values) for values in points.values()]
-        low, mean, high = (
-            np.array([100 * getattr(one, which) for one in found])
-            for which in ("low", "mean", "high")
-        )
-        colour, style = colours[i % len(colours)], ("-", "--")[i // len(colours) % 2]
-        axis.plot(list(points), mean, style, color=colour, marker=".", label=name)
-        axis.fill_between(list(points), low, high, color=colour, alpha=0.15, lw=0)
-    for field, style, name in (
-        ("full_accuracy_mean", "--", "all labels"),
-        ("majority_accuracy", ":", "majority"),
-    ):
-        if rows[0][field] is not None:
-            axis.axhline(100 * rows[0][field], color="0.3", ls=style, lw=1, label=name)
-    axis.set(xlabel="labels", ylabel="test accuracy, %")
-    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+def _point(labels: int, values: np.ndarray) -> tuple[float, float, float, float]:
+    """With its interval, a bootstrap over seeds and networks."""
+    found = statistics.summary(values)
+    return labels, found.mean, found.low, found.high
 
 
 def main(argv: list[str]) -> None:
@@ -293,6 +263,7 @@ def main(argv: list[str]) -> None:
             results=f.results,
             resume=f.resume,
             dry_run=f.dry_run,
+            show=f.open,
         )
 
 
@@ -308,6 +279,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("resume", False, "Go on with the run in --out.")
     flags.DEFINE_bool("overwrite", False, "Begin anew where --out has a run.")
     flags.DEFINE_bool("dry_run", False, "Say what would be done, and stop.")
+    pages.define_open()
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ class Workbench(Bench):
     def _real(self, chosen, cell: Cell, labels_read: int, seconds: float) -> Sets:
         train = self.task.train
         if cell.labels == "soft":
-            train = train.replace(y=jnp.asarray(self.teacher))  # type: ignore
+            train = Batch(train.x, train.mask, jnp.asarray(self.teacher))
         texts = self.task.dataset.train.texts
         sizes = [sum(len(texts[i].encode()) for i in rows) for rows in chosen]
         batches = [take(train, np.asarray(rows)) for rows in chosen]
@@ -113,7 +113,8 @@ class Workbench(Bench):
             del before
             ids = np.flatnonzero(pool_now.labelled)
             known = jax.nn.one_hot(pool_now.labels[ids], self.task.num_classes)
-            data = take(pool, ids).replace(y=known)  # what the oracle said
+            asked = take(pool, ids)
+            data = Batch(asked.x, asked.mask, known)  # as the oracle said
             data = fitting.examples(self.task, data, room=n)
             order_rng = np.random.default_rng([c.seed, 3, seed, pool_now.round])
             order = self.order(n, order_rng, among=len(ids))
@@ -184,7 +185,7 @@ class Workbench(Bench):
             )
             if cell.labels == "hard":
                 y = jax.nn.one_hot(flat.y.argmax(-1), flat.y.shape[-1])
-                flat = flat.replace(y=y)
+                flat = Batch(flat.x, flat.mask, y)
             batches.append(flat)
         kept = [sets[0].x, sets[0].y_logits, sets[0].raw_lr]
         if cell.training == "standard":

@@ -21,11 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import active, queries
+from distill_jax import active, page, queries
 from distill_jax.models import MODELS
 from distill_jax.selection import SELECTIONS
 from experiments import config as flagged
-from experiments import fitting, recipe
+from experiments import fitting, pages, recipe
 from experiments import rows as result_rows
 from experiments.cells import QUERIES, WITH_TEACHER, Workbench
 from experiments.config import setting
@@ -197,16 +197,18 @@ def run(
     results: str | Path,
     preset: str | None = None,
     dry_run: bool = False,
+    show: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[result_rows.Row]:
     """Runs the cells that the results do not have yet, and compares.
 
     Args:
         config: the settings.
-        out: folder of distillations, their checkpoints, and the teacher.
+        out: folder of distillations, their checkpoints, the teacher and the page.
         results: the `.jsonl` file that each row is appended to as it is done.
         preset: a name for the rows.
         dry_run: stop after the plan and the estimate.
+        show: open the page in a browser.
         say: where text goes.
 
     Returns:
@@ -215,6 +217,7 @@ def run(
     Raises:
         ValueError: if a class has too few examples for a budget, among others.
         distill_jax.distill.Interrupted: after Ctrl-C in a distillation.
+        pages.NotDrawn: if the page cannot be written; the rows are.
     """
     config, task = _loaded(config, say)
     _check_budgets(config, task)
@@ -239,9 +242,18 @@ def run(
         rows[cell] = row
         say(f"[{number}/{len(todo)}] {cell}: {_line(row)}")
     found = [row for row in rows.values() if row is not None]
-    say("\n" + summary(found))
+    last = "\n" + summary(found)
     if preset == "anonymous2022":
-        say("\n" + errata())
+        say(last)
+        last = "\n" + errata()
+    try:
+        with pages.after_rows(results, "the same command"):
+            path = page.write(Path(out) / pages.NAME, pages.of_comparison(found))
+        last += f"\n\nPage: {path}"
+    finally:
+        say(last)
+    if show:
+        pages.open_in_browser(path, say)
     return found
 
 
@@ -410,6 +422,7 @@ def main(argv: list[str]) -> None:
             results=f.results,
             preset=flagged.chosen_preset(PRESETS),
             dry_run=f.dry_run,
+            show=f.open,
         )
 
 
@@ -438,6 +451,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("results", "results/compare.jsonl", "Where rows are appended.")
     flags.DEFINE_bool("dry_run", False, "Say what would be done, and stop.")
+    pages.define_open()
 
 
 if __name__ == "__main__":

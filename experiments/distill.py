@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import checkpoints as ckpt
-from distill_jax import evaluate
+from distill_jax import evaluate, page
 from distill_jax.distill import Schedule, distill
 from distill_jax.selection import SELECTIONS
 from distill_jax.types import Batch, Distilled, MetaState
 from experiments import config as flagged
+from experiments import pages, saved
 from experiments import rows as result_rows
-from experiments import saved
 from experiments.baselines import tuned_full, validation_chunks
 from experiments.recipe import (
     BEST_RECIPES,
@@ -59,6 +59,7 @@ def run(
     overwrite: bool = False,
     dry_run: bool = False,
     tensorboard: bool = False,
+    show: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[result_rows.Row]:
     """Distils, scores everything on test, and writes it all down.
@@ -66,12 +67,13 @@ def run(
     Args:
         config: the settings.
         preset: the name of the paper whose settings they are.
-        out: folder of the run: checkpoints, artefact, figures, event files.
+        out: folder of the run: checkpoints, artefact, page, figures, event files.
         results: the `.jsonl` file that rows are appended to.
         resume: go on with the run in `out`.
         overwrite: begin anew where `out` has a run.
         dry_run: stop after the plan and the estimate.
         tensorboard: write scalars for TensorBoard.
+        show: open the page in a browser.
         say: where text goes.
 
     Returns:
@@ -80,6 +82,7 @@ def run(
     Raises:
         ValueError: for a run in `out` without `resume` or `overwrite`, or of other
             settings, before anything is compiled; and as all that is called does.
+        pages.NotDrawn: if a figure or the page cannot be written; the rows are.
     """
     out = Path(out)
     folder = out / "checkpoints"
@@ -134,13 +137,21 @@ def run(
     results_of = {row["method"]: row["accuracy_mean"] for row in rows}
     artefact = saved.save(out / "artifact", config, task, best, results_of)
     result_rows.append(results, rows)
-    figures = _figures(config, task, result, rows, results, out)
-    say("\n" + _table(rows))
-    say(
-        f"\nRows: {results}\nThe distilled set: {artefact}\nFigures: "
-        + ", ".join(map(str, figures))
-        + f"\nNext: python -m experiments.evaluate --artifact={artefact}"
-    )
+    drawn = ""
+    try:
+        with pages.after_rows(results, "the same command with --resume"):
+            figures = _figures(config, task, result, rows, results, out)
+            made = pages.of_run(task, best, result.history, rows)
+            path = page.write(out / pages.NAME, made)
+        drawn = f"\nFigures: {', '.join(map(str, figures))}\nPage: {path}"
+    finally:
+        say("\n" + _table(rows))
+        say(
+            f"\nRows: {results}\nThe distilled set: {artefact}{drawn}"
+            f"\nNext: python -m experiments.evaluate --artifact={artefact}"
+        )
+    if show:
+        pages.open_in_browser(path, say)
     return rows
 
 
@@ -368,10 +379,14 @@ def main(argv: list[str]) -> None:
     """Runs what the flags say."""
     from absl import flags
 
+    f = flags.FLAGS
     with told_in_a_line(
-        argv, "experiments.distill", again=["--resume"], not_again=["overwrite"]
+        argv,
+        "experiments.distill",
+        again=["--resume"],
+        not_again=["overwrite"],
+        stopped=f"rows are added to {f.results} last, all at once",
     ):
-        f = flags.FLAGS
         preset = flagged.chosen_preset(PRESETS)
         config = flagged.from_flags(Config, PRESETS, BEST_RECIPES)
         corpus = Path(config.dataset).name.replace(":", "-")
@@ -386,6 +401,7 @@ def main(argv: list[str]) -> None:
             overwrite=f.overwrite,
             dry_run=f.dry_run,
             tensorboard=f.tensorboard,
+            show=f.open,
         )
 
 
@@ -400,6 +416,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("overwrite", False, "Begin anew where --out has a run.")
     flags.DEFINE_bool("dry_run", False, "Say what would be done, and stop.")
     flags.DEFINE_bool("tensorboard", False, "Write scalars for TensorBoard.")
+    pages.define_open()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Takes a second, on any machine. A table NAME stands in the README between the li
 newest counts. Means and standard deviations are in %.
 """
 
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -15,8 +16,9 @@ from pathlib import Path
 
 from absl import app, flags
 
+from distill_jax import statistics
+from experiments import curves, verdict
 from experiments import rows as rows_lib
-from experiments import verdict
 from experiments.rows import Row
 
 _README = flags.DEFINE_string("readme", "README.md", "The file that holds the tables.")
@@ -26,6 +28,7 @@ _CHECK = flags.DEFINE_bool("check", False, "Exit 1 if a table is out of date.")
 HEADLINE_DATASET = "rotten_tomatoes"
 HEADLINE_MODEL = "text_cnn"
 HEADLINE_EXAMPLES = (2, 10, 20)
+HEADLINE_META_STEPS = 1000  # of a whole run; a short trial does not replace one
 METHODS = {
     "distilled": "**distilled**",
     "random": "random real",
@@ -62,6 +65,7 @@ def headline(results: dict[str, list[Row]]) -> str:
         and row["preset"] is None
         and row["split"] == "test"
         and row["theta_0"] in ("random", None)
+        and row["config"].get("num_meta_steps", math.inf) >= HEADLINE_META_STEPS
         and (
             row["method"] != "distilled"
             or (row["labels"], row["training"]) == ("soft", "native")
@@ -240,6 +244,97 @@ def anonymous2022(results: dict[str, list[Row]]) -> str:
     return _table(head.split(" | "), lines)
 
 
+def active(results: dict[str, list[Row]]) -> str:
+    """Active learning: the end of the curves, and the areas under them."""
+    rows = results["active_learning"]
+    if not rows:
+        return _no_rows("active_learning")
+    runs = dict.fromkeys(_run_of(row) for row in rows)
+    newest_run = {(dataset, model, preset): run for dataset, model, preset, run in runs}
+    return "".join(
+        _asked(
+            f"{dataset}, {model}" + (f" ({preset})" if preset else ""),
+            newest(
+                [row for row in rows if _run_of(row) == (dataset, model, preset, run)],
+                *("method", "seed", "round"),
+            ),
+        )
+        for (dataset, model, preset), run in newest_run.items()
+    ) + (
+        "Area: mean test accuracy in % between the first and the last number of "
+        "labels. Minus random: paired by seed, with the 95 % interval of a bootstrap "
+        "over seeds and networks, one for each query and not corrected for their "
+        "number.\n\n"
+    )
+
+
+def _run_of(row: Row) -> tuple[str, str, str | None, str]:
+    settings = {k: v for k, v in row["config"].items() if k not in ("query", "seeds")}
+    return row["dataset"], row["model"], row["preset"], f"{settings}"
+
+
+def _asked(title: str, rows: list[Row]) -> str:
+    found = curves.curves(rows)
+    areas = {name: curves.areas(points) for name, points in found.items()}
+    random, lines = areas.get("random"), []
+    for name, points in found.items():
+        area, last = areas[name], list(points)[-1]
+        better = "-"
+        if name != "random" and area is not None and random is not None:
+            if area.shape == random.shape and len(area) > 1:
+                pair = statistics.paired_summary(area, random)
+                better = (
+                    f"{100 * pair.difference:+.1f} [{100 * pair.low:+.1f}, "
+                    f"{100 * pair.high:+.1f}]"
+                )
+        lines.append(
+            [
+                name,
+                f"{last:,}",
+                _bounds(points[last]),
+                "-" if area is None else _bounds(area),
+                better,
+                f"{len(points[last])} × {points[last].shape[1]}",
+            ]
+        )
+    full, majority = rows[0]["full_accuracy_mean"], rows[0]["majority_accuracy"]
+    lines += [
+        ["all labels", "-", _percent(full), "-", "-", "-"],
+        ["majority class", "-", _percent(majority), "-", "-", "-"],
+    ]
+    head = f"{title} | labels | accuracy | area | minus random | seeds × networks"
+    return _table(head.split(" | "), lines)
+
+
+def _bounds(values) -> str:
+    found = statistics.summary(values)
+    return f"{100 * found.mean:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def acquisition(results: dict[str, list[Row]]) -> str:
+    """Time and memory of scoring a pool, and of picking from it."""
+    rows = newest(results["acquisition"], "config", "implementation", "device")
+    if not rows:
+        return _no_rows("acquisition")
+    lines = [
+        [
+            row["config"],
+            row["implementation"],
+            f"{row['seconds_median']:.3g}",
+            "-" if row["ratio_to_torch"] is None else f"{row['ratio_to_torch']:.1f}×",
+            "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f}",
+            "-" if row["call_bytes"] is None else f"{row['call_bytes'] / 1e6:,.0f}",
+            f"{row['device']}, {row['threads']} thread{'s' * (row['threads'] > 1)}",
+        ]
+        for row in rows
+    ]
+    head = (
+        "task | implementation | seconds | times PyTorch's speed | process MB "
+        "| call MB | device"
+    )
+    return _table(head.split(" | "), lines)
+
+
 def _compared(dataset: str, model: str, rows: list[Row]) -> str:
     budgets = verdict.budgets(rows)
     names = dict.fromkeys(
@@ -279,15 +374,15 @@ TABLES: dict[str, Callable[[dict[str, list[Row]]], str]] = {
     "speed": speed,
     "compare": compare,
     "anonymous2022": anonymous2022,
+    "active": active,
+    "acquisition": acquisition,
 }
+FILES = ("distill", "meta_step", "compare", "active_learning", "acquisition")
 
 
 def load(folder: str | Path) -> dict[str, list[Row]]:
     """The rows of each file the tables read."""
-    return {
-        name: rows_lib.read(Path(folder) / f"{name}.jsonl")
-        for name in ("distill", "meta_step", "compare")
-    }
+    return {name: rows_lib.read(Path(folder) / f"{name}.jsonl") for name in FILES}
 
 
 def render(readme: str, results: dict[str, list[Row]]) -> str:

@@ -96,9 +96,50 @@ def test_speed_keeps_configurations_together(results):
 
 
 def test_no_rows_yet_is_said():
-    empty = {"distill": [], "meta_step": [], "compare": []}
+    empty = {name: [] for name in tables.FILES}
     for name, table in tables.TABLES.items():
         assert "No rows in `results/" in table(empty), name
+
+
+def test_a_short_trial_does_not_replace_the_headline(results):
+    before = tables.headline(results)
+    trial = dict(results["distill"][2], accuracy_mean=0.11)
+    trial["config"] = {"num_meta_steps": 2}
+    results["distill"].append(trial)
+    assert tables.headline(results) == before
+    trial["config"] = {"num_meta_steps": 1000}
+    assert "11.0" in tables.headline(results)
+
+
+def test_areas_under_learning_curves_are_set_beside_random():
+    def row(method, seed, labels, accuracies):
+        return {
+            "dataset": "sst2",
+            "model": "bag",
+            "preset": None,
+            "method": method,
+            "seed": seed,
+            "round": labels // 10,
+            "num_labelled": labels,
+            "accuracies": accuracies,
+            "full_accuracy_mean": 0.8,
+            "majority_accuracy": 0.5,
+            "config": {"query": method, "lr": 0.1},
+        }
+
+    rows = [
+        row(method, seed, labels, [base + gain + step, base + gain + step])
+        for method, gain in (("random", 0.0), ("bald", 0.05))
+        for seed, base in enumerate((0.5, 0.6))
+        for labels, step in ((10, 0.0), (20, 0.1))
+    ]
+    text = tables.active({"active_learning": rows})
+    assert "| random | 20 | 65.0 [60.0, 70.0] | 60.0 [55.0, 65.0] | - | 2 × 2 |" in text
+    assert "| 65.0 [60.0, 70.0] | +5.0 [+5.0, +5.0] | 2 × 2 |" in text
+    again = [dict(r, config={"lr": 0.2}, accuracies=[0.7, 0.7]) for r in rows]
+    assert "| 70.0 [70.0, 70.0] | 70.0 [70.0" in tables.active(
+        {"active_learning": rows + again}
+    )
 
 
 def test_render_changes_only_what_is_marked(results):
