@@ -14,7 +14,8 @@ from distill_jax.selection import SELECTIONS, coverage
 # Of these a key decides one thing: which classes give one more.
 DETERMINISTIC = {"herding", "k_center"}
 SORTED_FIRST = {"el2n", "herding", "k_center", "kmeans_medoids"}
-BALANCED = sorted(set(SELECTIONS) - {"random"})
+SORTED_FIRST |= {"kmeans_medoids_global"}
+BALANCED = sorted(set(SELECTIONS) - {"random", "kmeans_medoids_global"})
 every = pytest.mark.parametrize("name", sorted(SELECTIONS))
 balanced = pytest.mark.parametrize("name", BALANCED)
 COUNTS = (12, 7, 9)
@@ -162,7 +163,7 @@ def test_wrong_shapes_and_nan(name, corpus):
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="'magic'.*kmeans_medoids, random"):
+    with pytest.raises(ValueError, match="'magic'.*kmeans_medoids_global, random"):
         selection.get("magic")
 
 
@@ -298,3 +299,22 @@ def test_el2n_settings(corpus):
         selection.el2n(*corpus, 3, key, keep="best")
     with pytest.raises(ValueError, match="1 or more, got 0 and 3"):
         selection.el2n(*corpus, 3, key, num_networks=0)
+
+
+def test_global_medoids_read_no_label(corpus):
+    features, labels = corpus
+    chosen = select("kmeans_medoids_global", corpus, 5)
+    other = np.roll(labels, 1)
+    np.testing.assert_array_equal(
+        chosen, select("kmeans_medoids_global", (features, other), 5)
+    )
+
+
+def test_global_medoids_find_planted_clusters():
+    rng = np.random.default_rng(2)
+    centres = np.array([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0], [9.0, 9.0]])
+    features = np.repeat(centres, 6, 0) + 0.1 * rng.normal(size=(24, 2))
+    chosen = selection.get("kmeans_medoids_global")(
+        features, np.zeros(24, int), 4, jax.random.key(0)
+    )
+    assert sorted(chosen // 6) == [0, 1, 2, 3]

@@ -11,7 +11,7 @@ import numpy as np
 
 from distill_jax.selection.coverage import k_center
 from distill_jax.selection.difficulty import el2n, el2n_scores
-from distill_jax.selection.kmeans import kmeans_medoids
+from distill_jax.selection.kmeans import kmeans_medoids, kmeans_medoids_global
 from distill_jax.selection.moments import herding
 from distill_jax.selection.uniform import random, random_balanced
 
@@ -24,6 +24,7 @@ __all__ = [
     "herding",
     "k_center",
     "kmeans_medoids",
+    "kmeans_medoids_global",
     "random",
     "random_balanced",
 ]
@@ -34,6 +35,7 @@ SELECTIONS: dict[str, Selection] = {
     "random": random,
     "random_balanced": random_balanced,
     "kmeans_medoids": kmeans_medoids,
+    "kmeans_medoids_global": kmeans_medoids_global,
     "k_center": k_center,
     "herding": herding,
     "el2n": el2n,

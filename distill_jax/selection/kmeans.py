@@ -1,11 +1,11 @@
-"""The real examples nearest to the k-means centres of each class."""
+"""The real examples nearest to k-means centres, within each class or over all."""
 
 import warnings
 
 import jax
 import numpy as np
 
-from distill_jax.selection.common import within_classes
+from distill_jax.selection.common import checked, generator, within_classes
 
 
 def kmeans_medoids(
@@ -30,6 +30,29 @@ def kmeans_medoids(
         ValueError: if more are asked for than exist, of all or of one class.
     """
     return within_classes(features, labels, n, key, _medoids)
+
+
+def kmeans_medoids_global(
+    features: np.ndarray, labels: np.ndarray, n: int, key: jax.Array
+) -> np.ndarray:
+    """n examples, one for each k-means centre of the whole corpus.
+
+    No label is read, so classes get what falls to them. The order of the corpus does
+    not matter.
+
+    Args:
+        features, labels, n, key: as for `kmeans_medoids`.
+
+    Returns:
+        Distinct indices `[n]`.
+
+    Raises:
+        ValueError: if more are asked for than exist.
+    """
+    features, labels = checked(features, labels, n)
+    canonical = np.lexsort(features.T)
+    seed = int(generator(key).integers(2**31))
+    return canonical[_medoids(features[canonical], n, seed)]
 
 
 def _medoids(points: np.ndarray, k: int, seed: int) -> np.ndarray:
