@@ -6,6 +6,7 @@ over the defaults.
 """
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,9 +37,13 @@ def define_flags(config: type, presets: Mapping[str, Mapping[str, Any]]) -> None
             flags.DEFINE_multi_string(field.name, list(default), text)
         else:
             flags.DEFINE_string(field.name, default, text)
+    names = [field.name for field in dataclasses.fields(config)]
     if presets:
         known = "settings of a paper, its flaws included; explicit flags win"
         flags.DEFINE_enum("preset", None, sorted(presets), known)
+        names.append("preset")
+    for name in names:  # so that --help lists them
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
 
 def from_flags(

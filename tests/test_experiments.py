@@ -418,7 +418,9 @@ for case in json.load(sys.stdin):
             flags.FLAGS(["program", *case["flags"]])
             if case.get("parse_only"):
                 config = module.flagged.from_flags(
-                    module.Config, getattr(module, "PRESETS", {})
+                    module.Config,
+                    getattr(module, "PRESETS", {}),
+                    getattr(module, "BEST_RECIPES", None),
                 )
                 print(json.dumps(vars(config)))
             else:
@@ -555,6 +557,8 @@ def test_flags_win_over_a_preset_and_a_preset_over_the_defaults():
                 "preset": ["--preset=li2021"],
                 "both": ["--preset=li2021", "--num_passes=2", "--learn_lr"],
                 "same": ["--preset=li2021", "--num_passes=20"],
+                "bag": ["--model=bag"],
+                "bag and flag": ["--model=bag", "--inner_lr=0.5"],
                 "model": ["--model=nope"],
                 "preset name": ["--preset=nope"],
                 "flag": ["--nope=1"],
@@ -562,6 +566,10 @@ def test_flags_win_over_a_preset_and_a_preset_over_the_defaults():
         },
     )
     config = {k: json.loads(v[1]) for k, v in answers.items() if not v[0]}
+    best = recipe.BEST_RECIPES["bag"]
+    assert {k: config["bag"][k] for k in best} == best
+    assert {k: config["bag and flag"][k] for k in best} == best | {"inner_lr": 0.5}
+    assert config["default"]["inner_optimizer"] == "adam" != best["inner_optimizer"]
     assert config["default"]["num_passes"] == distill.Config().num_passes
     assert config["preset"]["num_passes"] == 6
     assert config["preset"]["learn_lr"] is False
@@ -822,3 +830,20 @@ def test_evaluation_refuses_bad_flags_in_one_line(finished, corpus, tmp_path):
         code, _, err = answers[name]
         assert code == 1 and err.startswith("error: ") and err.count("\n") == 1
         assert message in err
+
+
+def test_help_lists_every_setting():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.distill", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    for name in (*(f.name for f in dataclasses.fields(distill.Config)), "preset"):
+        assert f"--{name}:" in done.stdout or f"--[no]{name}:" in done.stdout, name
+
+
+@pytest.mark.parametrize("model", sorted(recipe.BEST_RECIPES))
+def test_a_best_recipe_names_only_settings(model):
+    recipe.Config(model=model, **recipe.BEST_RECIPES[model])
