@@ -262,9 +262,9 @@ def active(results: dict[str, list[Row]]) -> str:
         for (dataset, model, preset), run in newest_run.items()
     ) + (
         "Area: mean test accuracy in % between the first and the last number of "
-        "labels. Minus random: paired by seed, with the 95 % interval of a bootstrap "
-        "over seeds and networks, one for each query and not corrected for their "
-        "number.\n\n"
+        "labels, with the 95 % interval of a bootstrap over seeds and networks. Minus "
+        "random: paired by seed, with a 95 % t interval, not corrected for the number "
+        "of queries.\n\n"
     )
 
 
