@@ -9,6 +9,7 @@ Of rows that measure the same thing, the newest counts.
 """
 
 import csv
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 NAME = "report.html"
 _NEAREST = 5  # words shown for each row of a sentence
 _LONGEST = 400  # characters of a sentence on the page; asked.csv has them all
+_MOST_ASKED = 5_000  # sentences; if there are more, those of each query's first seed
 _ASKED = ("round", "id", "score", "label", "text")
 # What runs of active learning may differ in, and be drawn together.
 _FREE = "dataset data_dir download query seed seeds full".split()
@@ -78,7 +80,7 @@ def of_run(
     known = int(np.any(table, axis=1).sum())
     words = task.vectors.vocabulary.words
     return page.page_of_run(
-        rows,
+        [result_rows.portable(row) for row in rows],
         steps=[found["step"] for found in history],
         accuracies=[found["accuracy"] for found in history],
         lr=np.asarray(distilled.lr),
@@ -104,7 +106,8 @@ def of_comparison(rows: Sequence[Row]) -> page.Page:
                 "experiments.compare: its config lacks inits or validation_accuracy"
             )
     key = "dataset model method labels training examples_per_class".split()
-    newest = list({tuple(row[k] for k in key): row for row in rows}.values())
+    cells = {tuple(row[k] for k in key): row for row in rows}
+    newest = [result_rows.portable(row) for row in cells.values()]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in newest:
         groups.setdefault((row["dataset"], row["model"]), []).append(row)
@@ -139,7 +142,11 @@ def of_active(rows: Sequence[Row], out: str | Path | None = None) -> page.Page:
     Raises:
         ValueError, FileNotFoundError: as `queried`.
     """
-    return page.page_of_active(rows, queried(rows, out) if out else ())
+    asked = queried(rows, out) if out else []
+    if len(asked) > _MOST_ASKED:
+        first = {item.method: item.seed for item in reversed(asked)}
+        asked = [item for item in asked if item.seed == first[item.method]]
+    return page.page_of_active([result_rows.portable(row) for row in rows], asked)
 
 
 def queried(rows: Sequence[Row], out: str | Path) -> list[page.Queried]:
@@ -160,11 +167,11 @@ def queried(rows: Sequence[Row], out: str | Path) -> list[page.Queried]:
             try:
                 score = float(item["score"]) if item["score"] else None
                 number, identity = int(item["round"]), int(item["id"])
-            except (TypeError, ValueError):
+            except ValueError:
                 raise ValueError(
                     f"{path}, line {line}: round, id and score must be numbers"
                 ) from None
-            text = item["text"] or ""
+            text = item["text"]
             text = text[:_LONGEST] + " …" * (len(text) > _LONGEST)
             label = item["label"] or None
             found.append(
@@ -173,14 +180,14 @@ def queried(rows: Sequence[Row], out: str | Path) -> list[page.Queried]:
     return found
 
 
-def _read_asked(path: Path) -> list[tuple[int, dict[str, str | None]]]:
-    """The lines of an `asked.csv`, with their numbers."""
+def _read_asked(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """The lines of an `asked.csv`, with their numbers; missing cells are empty."""
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: give the --out of the run that has it")
     limit = csv.field_size_limit(2**31 - 1)  # a text may be a book
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            table = csv.DictReader(file)
+            table = csv.DictReader(file, restval="")
             if tuple(table.fieldnames or ()) != _ASKED:
                 raise ValueError(f"{path} must have the columns {', '.join(_ASKED)}")
             return [(table.line_num, item) for item in table]
@@ -233,6 +240,12 @@ def of_results(
     if kinds[0] == "compare":
         return of_comparison(rows)
     newest = _newest_runs(rows)
+    several = {(row["dataset"], row["model"]) for row in newest}
+    if run and len(several) > 1:
+        raise ValueError(
+            f"--run={run} is of one corpus and network, and the rows are of "
+            f"{len(several)}: give --dataset and --model"
+        )
     if len(newest) < len(rows):
         say(f"{len(rows) - len(newest)} rows are of older runs with other settings.")
     return of_active(newest, run)
@@ -259,6 +272,8 @@ def define_open() -> None:
     from absl import flags
 
     flags.DEFINE_bool("open", False, "Show the page in a browser at the end.")
+    # So that --help lists it.
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["open"])
 
 
 def main(argv: list[str]) -> None:
