@@ -24,6 +24,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # Beyond this many points a line's intervals are a band, not bars.
 _MOST_BARS = 12
 _SMALL = (4.3, 2.9)  # inches: readable where a phone shows it 343 pixels wide
+_LONG_NAME = 22  # letters; two such do not fit side by side
 
 Curves = Mapping[str, Sequence[tuple[float, float, float, float]]]
 
@@ -171,7 +172,8 @@ def draw_curves(
         tables[name] = table
     bright = sum(name not in faint for name in curves)
     bright += (bright < len(curves)) + (full is not None) + (majority is not None)
-    rows = math.ceil(bright / 2)
+    columns = 1 if max(map(len, curves)) > _LONG_NAME else 2
+    rows = math.ceil(bright / columns)
     figure, (axis,) = _axes(1, (_SMALL[0], _SMALL[1] + 0.19 * rows))
     if log:
         _log_ticks(axis, tables)
@@ -187,7 +189,7 @@ def draw_curves(
         *zip(*shown, strict=True),
         frameon=False,
         loc="outside lower center",
-        ncols=2,
+        ncols=columns,
         fontsize=9,
     )
     return figure
@@ -298,7 +300,7 @@ def _step_sizes(axis, history: np.ndarray) -> None:
     for start in range(num_minibatches, len(inner), num_minibatches):
         axis.axvline(start - 0.5, color="0.9", linewidth=0.8, zorder=0)
     axis.set(xlabel="inner step", ylabel="learned step size")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.08 * history.max())
     axis.xaxis.get_major_locator().set_params(integer=True)
     if len(history) > 1:
         axis.legend(frameon=False)

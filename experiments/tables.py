@@ -269,7 +269,9 @@ def active(results: dict[str, list[Row]]) -> str:
 
 
 def _run_of(row: Row) -> tuple[str, str, str | None, str]:
-    settings = {k: v for k, v in row["config"].items() if k not in ("query", "seeds")}
+    settings = {
+        k: v for k, v in row["config"].items() if k not in ("query", "seed", "seeds")
+    }
     return row["dataset"], row["model"], row["preset"], f"{settings}"
 
 

@@ -117,7 +117,13 @@ def page_of_run(
             [
                 Figures(
                     [
-                        _validation(steps, accuracies, full, majority),
+                        _validation(
+                            steps,
+                            accuracies,
+                            full,
+                            majority,
+                            best.get("selected_on", "validation"),
+                        ),
                         _step_sizes(lr),
                     ]
                 )
@@ -130,7 +136,7 @@ def page_of_run(
     return Page(title, said + ".", facts, sections)
 
 
-def _validation(steps, accuracies, full, majority) -> Figure:
+def _validation(steps, accuracies, full, majority, on) -> Figure:
     steps, table = np.asarray(steps, float), np.asarray(accuracies, float)
     if steps.ndim != 1 or table.ndim not in (1, 2) or len(table) != len(steps):
         raise ValueError(
@@ -141,7 +147,7 @@ def _validation(steps, accuracies, full, majority) -> Figure:
     drawn = report.draw_curves(
         {"distilled": points},
         xlabel="meta-step",
-        ylabel="validation accuracy, %",
+        ylabel=f"{on} accuracy, %",
         full=full,
         majority=majority,
     )
