@@ -2,8 +2,8 @@
 
 The same fields everywhere, in the order of EXPERIMENT_FIELDS (distillations and
 evaluations), of these with COMPARE_FIELDS (comparisons) or ACTIVE_FIELDS (rounds of
-active learning) after them, or of SPEED_FIELDS (timings). Files are only ever
-appended to.
+active learning) after them, or of SPEED_FIELDS (timings), ACQUISITION_FIELDS or
+ACCELERATOR_FIELDS. Files are only ever appended to.
 
 Units: accuracies are fractions in [0, 1]; `fraction_of_train` likewise; `seconds` is
 wall time; `ratio_to_torch` is the reference's seconds over this row's, so above 1 is
@@ -109,13 +109,43 @@ ACQUISITION_FIELDS: dict[str, type | tuple[type, ...]] = {
     "commit": str,
     "device": str,
 }
+# A meta-step on an accelerator, or compiled for one: `kind` says which. Flops and
+# bytes are of one device. Where nothing was run, `step_seconds`, the two speeds and
+# `measured_bytes` are null; where something was, `topology` is.
+ACCELERATOR_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "config": str,
+    "kind": str,
+    "topology": str,
+    "backend": str,
+    "parallel": str,
+    "num_devices": int,
+    "num_theta_0": int,
+    "T": int,
+    "minibatch": int,
+    "tokens": int,
+    "real_batch": int,
+    "precision": str,
+    "step_seconds": _NUMBER,
+    "flops": int,
+    "matmul_flops": int,
+    "flops_per_second": _NUMBER,
+    "peak_flops_per_second": _NUMBER,
+    "peak_bytes": int,
+    "measured_bytes": int,
+    "all_reduces": int,
+    "compile_seconds": _NUMBER,
+    "commit": str,
+    "device": str,
+}
 NULLABLE = frozenset(
     "preset bytes labels theta_0 training selected_on accuracy_sd full_accuracy_mean "
     "relative_accuracy majority_accuracy ratio_to_torch flops temp_bytes "
     "compile_seconds chance_corrected n_tied_at_cut passes length features "
-    "classes picks call_bytes".split()
+    "classes picks call_bytes topology step_seconds flops_per_second "
+    "peak_flops_per_second measured_bytes".split()
 )
 CHOICES = {
+    "kind": ("measured", "compile-time analysis"),
     "split": ("test", "validation"),
     "selected_on": ("test", "validation"),
     "labels": ("hard", "soft"),
@@ -130,6 +160,11 @@ FRACTIONS = (
     "majority_accuracy",
 )
 POSITIVE = (
+    "num_devices",
+    "step_seconds",
+    "flops_per_second",
+    "peak_flops_per_second",
+    "measured_bytes",
     "items",
     "passes",
     "length",
@@ -149,6 +184,8 @@ POSITIVE = (
     "ratio_to_torch",
 )
 NOT_NEGATIVE = (
+    "matmul_flops",
+    "all_reduces",
     "call_bytes",
     "examples",
     "examples_per_class",
@@ -168,6 +205,8 @@ NOT_NEGATIVE = (
 
 def fields_of(row: Row) -> dict[str, type | tuple[type, ...]]:
     """The fields that a row must have, told by those it has."""
+    if "topology" in row:
+        return ACCELERATOR_FIELDS
     if "implementation" in row:
         return ACQUISITION_FIELDS if "peak_bytes" in row else SPEED_FIELDS
     if not row.keys().isdisjoint(COMPARE_FIELDS.keys() - ACTIVE_FIELDS.keys()):
@@ -206,6 +245,16 @@ def check(row: Row) -> None:
             raise ValueError(f"{name} must be above 0, got {value}")
         if name in NOT_NEGATIVE and not value >= 0:
             raise ValueError(f"{name} must not be negative, got {value}")
+    if "kind" in row and (row["kind"] == "measured") != (row["topology"] is None):
+        raise ValueError(
+            f"topology must be null if measured, and only then: {row['kind']}, "
+            f"got {row['topology']!r}"
+        )
+    if "kind" in row and (row["topology"] is None) == (row["step_seconds"] is None):
+        raise ValueError(
+            "step_seconds must be null if nothing was run, and only then: "
+            f"{row['kind']}, got {row['step_seconds']}"
+        )
     _check_lists(row)
     full: Any = row.get("full_accuracy_mean")
     relative: Any = row.get("relative_accuracy")
