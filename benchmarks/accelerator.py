@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import meta_step
 from experiments import rows as rows_lib
-from experiments.rows import ACCELERATOR_FIELDS, Row
+from experiments.rows import Row
 
 if TYPE_CHECKING:
     from benchmarks.flops import Flops

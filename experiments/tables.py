@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import app, flags
 
 from distill_jax import statistics
+from experiments import claims as claims_lib
 from experiments import curves, verdict
 from experiments import rows as rows_lib
 from experiments.rows import Row
@@ -378,6 +379,7 @@ TABLES: dict[str, Callable[[dict[str, list[Row]]], str]] = {
     "anonymous2022": anonymous2022,
     "active": active,
     "acquisition": acquisition,
+    "claims": claims_lib.claims,
 }
 FILES = ("distill", "meta_step", "compare", "active_learning", "acquisition")
 

@@ -51,7 +51,7 @@ def test_one_device_is_measured_for_each_number_of_theta_0(tmp_path, capsys):
     path = tmp_path / "results" / "accelerator.jsonl"
     got = measure(jax.devices()[:1], (8, 1), path)
     assert rows.read(path) == [json.loads(json.dumps(row)) for row in got]
-    assert list(got[0]) == list(accelerator.ACCELERATOR_FIELDS)
+    assert list(got[0]) == list(rows.ACCELERATOR_FIELDS)
     one, eight = got
     for row, n in ((one, 1), (eight, 8)):
         assert (row["num_theta_0"], row["num_devices"], row["parallel"]) == (
