@@ -159,7 +159,8 @@ def meta_grad(
     """Mean objective and mean gradient over the random starts of `keys`.
 
     Args:
-        objective: `(distilled, theta_0, batch) -> scalar`.
+        objective: `(distilled, theta_0, batch) -> scalar`; one with an attribute
+            `keyed` that is true takes a key of its own after the batch.
         init_fn: `(key) -> theta_0`; a fixed start ignores its key.
         distilled: what the gradient is taken for.
         keys: `[N]`, one for each theta_0; consumed.
@@ -172,7 +173,10 @@ def meta_grad(
     """
 
     def loss_and_grad(key):
-        return jax.value_and_grad(objective)(distilled, init_fn(key), batch)
+        own = ()
+        if getattr(objective, "keyed", False):  # theta_0 stays what it is without
+            own = (jax.random.fold_in(key, jnp.uint32(2**32 - 1)),)
+        return jax.value_and_grad(objective)(distilled, init_fn(key), batch, *own)
 
     if not sequential:
         return jax.tree.map(lambda a: a.mean(0), jax.vmap(loss_and_grad)(keys))

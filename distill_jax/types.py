@@ -121,4 +121,5 @@ class MetaInfo:
 
 LossFn = Callable[..., Scalar]  # (theta, batch, route=None) -> mean loss
 InitFn = Callable[[jax.Array], Params]  # (key) -> theta_0
-Objective = Callable[[Any, Params, Batch], Scalar]  # (distilled, theta_0, real batch)
+# (distilled, theta_0, real batch); one with a true `keyed` takes a key after these.
+Objective = Callable[..., Scalar]

@@ -11,8 +11,9 @@ import optax
 
 from distill_jax import core, data, evaluate, gradients, parallel
 from distill_jax.models import MODELS
-from distill_jax.selection import SELECTIONS
-from distill_jax.types import Batch, Distilled, InitFn, MetaState
+from distill_jax.starts import STARTS, Corpus
+from distill_jax.types import Batch, Distilled, InitFn, MetaState, Objective
+from distill_jax.windows import WINDOWS, num_starts, watched, watching
 from experiments.baselines import validation_chunks
 from experiments.config import setting
 from experiments.task import (
@@ -20,6 +21,7 @@ from experiments.task import (
     check_model,
     embedded,
     labels_of,
+    mean_vectors,
     parse_settings,
     prepare,
     take,
@@ -27,7 +29,6 @@ from experiments.task import (
 
 HARD = 1e4  # a logit this far below the others has probability zero, exactly
 LABELS = ("soft", "frozen", "hard")
-STARTS = ("real", "noise")
 THETA_0 = ("random", "fixed")
 INNER_TX = {
     "sgd": core.SGD,
@@ -64,7 +65,9 @@ class Config:
     examples: int = setting(0, "Distilled sentences in all; 0: examples_per_class.")
     num_minibatches: int = setting(1, "Minibatches they are cut into, S.")
     num_passes: int = setting(20, "Passes over the minibatches, E.")
-    start: str = setting("real", "What the sentences start from.", choices=STARTS)
+    start: str = setting(
+        "real", "What the sentences start from.", choices=tuple(STARTS)
+    )
     labels: str = setting(
         "soft", "Learned soft, frozen soft, or hard labels.", choices=LABELS
     )
@@ -94,6 +97,14 @@ class Config:
         "mixed", "How the meta-gradient flows.", choices=tuple(INNER_GRAD)
     )
     recompute: str = setting("none", "Trade time for memory.", choices=tuple(SCANS))
+    windows: str = setting(
+        "none",
+        "Which inner steps are differentiated: all, the last, or a window placed at "
+        "random or where gradients are large.",
+        choices=("none", *sorted(WINDOWS)),
+    )
+    window: int = setting(20, "Inner steps of a window.")
+    window_earliest: int = setting(0, "Inner steps before a window, at least.")
     parallel: str = setting(
         "jit", "Across devices.", choices=tuple(sorted(parallel.PARALLEL))
     )
@@ -114,10 +125,12 @@ class Config:
         for name in (
             "length num_minibatches num_passes num_inits real_batch real_chunk "
             "validate_every checkpoint_every validation_inits validation_examples "
-            "test_inits selection_seeds full_epochs"
+            "test_inits selection_seeds full_epochs window"
         ).split():
             _at_least(name, getattr(self, name), 1)
-        for name in "examples num_meta_steps clip_norm clip_relative".split():
+        for name in (
+            "examples num_meta_steps clip_norm clip_relative window_earliest"
+        ).split():
             _at_least(name, getattr(self, name), 0)
         if not self.inner_lr > 0:
             raise ValueError(f"--inner_lr must be above 0, got {self.inner_lr}")
@@ -250,7 +263,7 @@ def start_of(config: Config, task: Task) -> Distilled:
         task: from `load`.
 
     Returns:
-        S minibatches of real sentences or noise, with their labels and step sizes.
+        S minibatches of sentences, with their labels and step sizes.
 
     Raises:
         ValueError: if S does not divide the examples, or a class has too few.
@@ -260,13 +273,14 @@ def start_of(config: Config, task: Task) -> Distilled:
     if n % S:
         raise ValueError(f"--num_minibatches={S} must divide the {n} examples")
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    labels = labels_of(task.train)
-    rows = SELECTIONS["random_balanced"](np.zeros((len(labels), 1)), labels, n, key)
-    real = embedded(task, take(task.train, rows))
-    x = real.x
-    if config.start == "noise":
-        x = jax.random.normal(key, x.shape, x.dtype)
-    y_logits = (HARD if config.labels == "hard" else config.label_logit) * (real.y - 1)
+    corpus = Corpus(
+        mean_vectors(task, task.train),
+        labels_of(task.train),
+        lambda rows: embedded(task, take(task.train, rows)),
+    )
+    x, labels = (jnp.asarray(a) for a in STARTS[config.start](corpus, n, key))
+    y = jax.nn.one_hot(labels, task.num_classes, dtype=x.dtype)
+    y_logits = (HARD if config.labels == "hard" else config.label_logit) * (y - 1)
     raw_lr = jnp.full((config.num_passes, S), config.inner_lr, x.dtype)
     return Distilled(
         x.reshape(S, n // S, *x.shape[1:]),
@@ -300,13 +314,16 @@ class Setup:
     native: Callable[[Batch, jax.Array, jax.Array, Batch], jax.Array]
 
 
-def build(config: Config, task: Task, start: Distilled) -> Setup:
+def build(
+    config: Config, task: Task, start: Distilled, *, traced: bool = False
+) -> Setup:
     """Puts together what learns from a task.
 
     Args:
         config: the settings.
         task: from `load`.
         start: from `start_of`.
+        traced: of `meta_tx`; checkpoints are of one or the other.
 
     Raises:
         ValueError: if a real batch is larger than the training split.
@@ -321,14 +338,11 @@ def build(config: Config, task: Task, start: Distilled) -> Setup:
     if config.theta_0 == "fixed":
         fixed = jax.random.key(config.seed)
         init_fn = lambda key: task.model.init(fixed)  # noqa: E731
-    objective = core.unrolled(
-        task.loss_fn,
-        real_loss_fn=gradients.chunked(task.loss_fn, config.real_chunk),
-        inner_tx=inner_tx,
-        inner_grad=INNER_GRAD[config.inner_grad],
-        scan=SCANS[config.recompute],
-    )
-    tx = meta_tx(config)
+    objective = _objective(config, task, start, inner_tx)
+    tx = meta_tx(config, traced=traced)
+    learned: Any = start
+    if config.windows == "adaptive":  # it learns where to place its windows
+        learned, tx = watched(start), watching(tx)
     step = parallel.PARALLEL[config.parallel](
         objective,
         init_fn,
@@ -353,7 +367,7 @@ def build(config: Config, task: Task, start: Distilled) -> Setup:
         distilled = jax.tree.map(jnp.asarray, distilled)
         return float(native(distilled.batches, distilled.lr, keys, chunks).mean())
 
-    state = core.meta_init(tx, start)
+    state = core.meta_init(tx, learned)
     return Setup(step, state, tx, init_fn, inner_tx, next_batch, validate, native)
 
 
@@ -379,29 +393,59 @@ def native_scorer(
     return native
 
 
-def meta_tx(config: Config) -> optax.GradientTransformation:
-    """The outer optimizer: Adam for each learned leaf, after clipping."""
+def meta_tx(config: Config, *, traced: bool = False) -> optax.GradientTransformation:
+    """The outer optimizer: Adam for each learned leaf, after clipping.
 
-    def adam(size: float) -> optax.GradientTransformation:
-        decays = config.meta_decay == "cosine" and config.num_meta_steps > 0
-        schedule = (
-            optax.cosine_decay_schedule(size, config.num_meta_steps) if decays else size
-        )
-        return optax.adam(schedule, b1=config.meta_b1)
+    Args:
+        config: the settings.
+        traced: keep its numbers in its state, so that one program serves any.
+    """
 
-    frozen = optax.set_to_zero()
-    leaves: dict[Any, optax.GradientTransformation] = {
-        "x": adam(config.meta_lr),
-        "y_logits": adam(config.meta_lr_labels) if config.labels == "soft" else frozen,
-        "raw_lr": adam(config.meta_lr_steps) if config.learn_lr else frozen,
+    def make(meta_lr, meta_lr_labels, meta_lr_steps, clip_norm):
+        def adam(size) -> optax.GradientTransformation:
+            decays = config.meta_decay == "cosine" and config.num_meta_steps > 0
+            steps = config.num_meta_steps
+            schedule = optax.cosine_decay_schedule(size, steps) if decays else size
+            return optax.adam(schedule, b1=config.meta_b1)
+
+        frozen, soft = optax.set_to_zero(), config.labels == "soft"
+        leaves: dict[Any, optax.GradientTransformation] = {
+            "x": adam(meta_lr),
+            "y_logits": adam(meta_lr_labels) if soft else frozen,
+            "raw_lr": adam(meta_lr_steps) if config.learn_lr else frozen,
+        }
+        names: Any = Distilled("x", "y_logits", "raw_lr")  # type: ignore[arg-type]
+        stages: list[optax.GradientTransformation] = [
+            optax.multi_transform(leaves, names)
+        ]
+        if config.clip_norm:
+            stages.insert(0, optax.clip_by_global_norm(clip_norm))
+        if config.clip_relative:
+            stages.insert(0, gradients.clip_by_running_mean(config.clip_relative))
+        return optax.chain(*stages)
+
+    made: Callable[..., Any] = optax.inject_hyperparams(make) if traced else make
+    return made(
+        meta_lr=float(config.meta_lr),
+        meta_lr_labels=float(config.meta_lr_labels),
+        meta_lr_steps=float(config.meta_lr_steps),
+        clip_norm=float(config.clip_norm),
+    )
+
+
+def _objective(config: Config, task: Task, start: Distilled, inner_tx) -> Objective:
+    settings: dict[str, Any] = {
+        "real_loss_fn": gradients.chunked(task.loss_fn, config.real_chunk),
+        "inner_tx": inner_tx,
+        "inner_grad": INNER_GRAD[config.inner_grad],
+        "scan": SCANS[config.recompute],
     }
-    names: Any = Distilled("x", "y_logits", "raw_lr")  # type: ignore[arg-type]
-    stages: list[optax.GradientTransformation] = [optax.multi_transform(leaves, names)]
-    if config.clip_norm:
-        stages.insert(0, optax.clip_by_global_norm(config.clip_norm))
-    if config.clip_relative:
-        stages.insert(0, gradients.clip_by_running_mean(config.clip_relative))
-    return optax.chain(*stages)
+    if config.windows == "none":
+        return core.unrolled(task.loss_fn, **settings)
+    num_starts(start.raw_lr.size, config.window, config.window_earliest)
+    if config.windows != "last":
+        settings["earliest"] = config.window_earliest
+    return WINDOWS[config.windows](task.loss_fn, window=config.window, **settings)
 
 
 def fingerprint(config: Config, task: Task) -> dict[str, Any]:
@@ -416,6 +460,8 @@ def fingerprint(config: Config, task: Task) -> dict[str, Any]:
         "download",
         "dataset",
     }
+    if config.windows == "none":
+        free |= {"windows", "window", "window_earliest"}
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
     settings["corpus"] = task.dataset.name
     settings["vocabulary"] = task.vectors.vocabulary.sha256

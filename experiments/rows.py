@@ -2,8 +2,8 @@
 
 The same fields everywhere, in the order of EXPERIMENT_FIELDS (distillations and
 evaluations), of these with COMPARE_FIELDS (comparisons) or ACTIVE_FIELDS (rounds of
-active learning) after them, or of SPEED_FIELDS (timings), ACQUISITION_FIELDS or
-ACCELERATOR_FIELDS. Files are only ever appended to.
+active learning) after them, of SPEED_FIELDS (timings), ACQUISITION_FIELDS,
+ACCELERATOR_FIELDS or TUNE_FIELDS (trials of a tuner). Files are only ever appended to.
 
 Units: accuracies are fractions in [0, 1]; `fraction_of_train` likewise; `seconds` is
 wall time; `ratio_to_torch` is the reference's seconds over this row's, so above 1 is
@@ -137,12 +137,35 @@ ACCELERATOR_FIELDS: dict[str, type | tuple[type, ...]] = {
     "commit": str,
     "device": str,
 }
+# One trial of a tuner. `reports` are `[when, accuracy]`: meta-steps, or real sets.
+TUNE_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "experiment": str,
+    "study": str,
+    "trial": int,
+    "state": str,
+    "dataset": str,
+    "model": str,
+    "method": str,
+    "examples": int,
+    "params": dict,
+    "accuracy_mean": _NUMBER,
+    "best_step": int,
+    "reports": list,
+    "split": str,
+    "num_inits": int,
+    "num_seeds": int,
+    "seconds": _NUMBER,
+    "device": str,
+    "commit": str,
+    "command": str,
+    "config": dict,
+}
 NULLABLE = frozenset(
     "preset bytes labels theta_0 training selected_on accuracy_sd full_accuracy_mean "
     "relative_accuracy majority_accuracy ratio_to_torch flops temp_bytes "
     "compile_seconds chance_corrected n_tied_at_cut passes length features "
     "classes picks call_bytes topology step_seconds flops_per_second "
-    "peak_flops_per_second measured_bytes".split()
+    "peak_flops_per_second measured_bytes best_step".split()
 )
 CHOICES = {
     "kind": ("measured", "compile-time analysis"),
@@ -151,6 +174,7 @@ CHOICES = {
     "labels": ("hard", "soft"),
     "theta_0": ("fixed", "random"),
     "training": ("native", "standard"),
+    "state": ("complete", "pruned", "not_finite"),
 }
 FRACTIONS = (
     "fraction_of_train",
@@ -187,6 +211,8 @@ NOT_NEGATIVE = (
     "matmul_flops",
     "all_reduces",
     "call_bytes",
+    "trial",
+    "best_step",
     "examples",
     "examples_per_class",
     "bytes",
@@ -207,6 +233,8 @@ def fields_of(row: Row) -> dict[str, type | tuple[type, ...]]:
     """The fields that a row must have, told by those it has."""
     if "topology" in row:
         return ACCELERATOR_FIELDS
+    if "trial" in row:
+        return TUNE_FIELDS
     if "implementation" in row:
         return ACQUISITION_FIELDS if "peak_bytes" in row else SPEED_FIELDS
     if not row.keys().isdisjoint(COMPARE_FIELDS.keys() - ACTIVE_FIELDS.keys()):

@@ -18,7 +18,7 @@ from absl import app, flags
 
 from distill_jax import statistics
 from experiments import claims as claims_lib
-from experiments import curves, verdict
+from experiments import curves, suite_tables, verdict
 from experiments import rows as rows_lib
 from experiments.rows import Row
 
@@ -380,6 +380,8 @@ TABLES: dict[str, Callable[[dict[str, list[Row]]], str]] = {
     "active": active,
     "acquisition": acquisition,
     "claims": claims_lib.claims,
+    "suite": suite_tables.suite,
+    "label_robust": suite_tables.label_robust,
 }
 FILES = ("distill", "meta_step", "compare", "active_learning", "acquisition")
 

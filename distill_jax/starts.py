@@ -1,0 +1,172 @@
+"""What the distilled sentences are before the first meta-step.
+
+Each start is `(corpus, n, key) -> Started`: n sentences `[n, L, D]`, with the class
+of each, equally many of each class and in rounds of one of each, so that minibatches
+of C neighbours are balanced. Where C does not divide n, random classes give one more.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from distill_jax.selection import (
+    Selection,
+    herding,
+    kmeans_medoids,
+    random_balanced,
+)
+from distill_jax.types import Batch
+
+_CHUNK = 1000  # sentences embedded at once
+
+
+class Corpus(NamedTuple):
+    """The training set, as starts see it.
+
+    Attributes:
+        features: `[N, H]`, for instance mean word vectors.
+        labels: `[N]` integers.
+        sentences: `rows [M] -> Batch` with the embedded `x [M, L, D]` of those rows.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    sentences: Callable[[np.ndarray], Batch]
+
+
+class Started(NamedTuple):
+    """n sentences to begin with.
+
+    Attributes:
+        x: `[n, L, D]`, in the dtype of the corpus.
+        labels: `[n]`, the class of each.
+    """
+
+    x: np.ndarray
+    labels: np.ndarray
+
+
+Start = Callable[[Corpus, int, jax.Array], Started]
+
+
+def selected(select: Selection) -> Start:
+    """Starts from the real sentences that a selection picks; padding is zero.
+
+    Args:
+        select: `(features, labels, n, key) -> indices [n]`, of `SELECTIONS` or yours.
+    """
+
+    def start(corpus: Corpus, n: int, key: jax.Array) -> Started:
+        rows = select(corpus.features, corpus.labels, n, key)
+        return Started(_masked(corpus.sentences(rows)), np.asarray(corpus.labels)[rows])
+
+    return start
+
+
+def noise(corpus: Corpus, n: int, key: jax.Array) -> Started:
+    """Standard normal numbers, for word vectors of standard deviation 1.
+
+    Args:
+        corpus: its features are not read.
+        n: how many sentences.
+        key: random key.
+
+    Returns:
+        Sentences that know nothing of the corpus, and balanced classes.
+
+    Raises:
+        ValueError: if n is below 1, or more than there are of a class.
+    """
+    labels = np.asarray(corpus.labels)
+    rows = random_balanced(np.zeros((len(labels), 1)), labels, n, key)
+    like = corpus.sentences(rows[:1]).x
+    x = jax.random.normal(key, (n, *like.shape[1:]), like.dtype)
+    return Started(np.asarray(x), labels[rows])
+
+
+def class_means(corpus: Corpus, n: int, key: jax.Array) -> Started:
+    """At each position the mean word vector of a k-means cluster of the class.
+
+    One sentence of a class is the mean of all its sentences. A position that none of
+    them reaches gets the mean over all their words.
+
+    Args:
+        corpus: all its sentences are read, some at a time.
+        n: how many sentences; k is those of a class.
+        key: random key, for the starts of k-means (the best of 4 is kept).
+
+    Returns:
+        Means, shorter than word vectors where many sentences meet; balanced classes.
+
+    Raises:
+        ValueError: if n is below 1, or more than there are of a class.
+    """
+    labels = np.asarray(corpus.labels)
+    rows = kmeans_medoids(corpus.features, labels, n, key)
+    seeds = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    x = np.zeros_like(np.asarray(corpus.sentences(rows).x))
+    for label in np.unique(labels[rows]):
+        members = np.flatnonzero(labels == label)
+        places = np.flatnonzero(labels[rows] == label)
+        seed = int(seeds.integers(2**31))
+        cluster = _clusters(np.asarray(corpus.features)[members], len(places), seed)
+        for k, place in enumerate(places):
+            own = members[cluster == k]
+            # Too few distinct points leave clusters empty: then the medoid alone.
+            x[place] = _mean(corpus, own if len(own) else rows[place : place + 1])
+    return Started(x, labels[rows])
+
+
+def _clusters(points: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """The k-means cluster of each point, `[M]` integers below k."""
+    if k == 1:
+        return np.zeros(len(points), int)
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    # One thread: sums over several are not the same from run to run.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = KMeans(k, random_state=seed).set_params(n_init=4)
+        return model.fit_predict(np.asarray(points, np.float64))
+
+
+def _mean(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    """Mean word vector at each position of some sentences, `[L, D]`."""
+    total, count = 0.0, 0.0
+    size = min(_CHUNK, len(corpus.labels))
+    for first in range(0, len(rows), size):
+        some = rows[first : first + size]
+        # Filled up to one shape, which is compiled once.
+        batch = corpus.sentences(np.resize(some, size))
+        mask = np.asarray(batch.mask, np.float64)[: len(some)]
+        x = np.asarray(batch.x)[: len(some)]
+        total = total + np.einsum("nl,nld->ld", mask, x)
+        count = count + mask.sum(0)
+    total, count = np.asarray(total), np.asarray(count)[:, None]
+    overall = total.sum(0, keepdims=True) / np.maximum(count.sum(), 1)
+    return np.where(count > 0, total / np.maximum(count, 1), overall)
+
+
+def _masked(batch: Batch) -> np.ndarray:
+    return np.asarray(batch.x) * np.asarray(batch.mask, batch.x.dtype)[..., None]
+
+
+STARTS: dict[str, Start] = {
+    "noise": noise,
+    "real": selected(random_balanced),
+    "kmeans_medoids": selected(kmeans_medoids),
+    "herding": selected(herding),
+    "class_means": class_means,
+}
+
+
+def get(name: str) -> Start:
+    """The start of that name; ValueError lists the known ones."""
+    if name not in STARTS:
+        raise ValueError(f"unknown start {name!r}; known: {', '.join(sorted(STARTS))}")
+    return STARTS[name]

@@ -1,0 +1,132 @@
+"""What every start of the distilled sentences gives, and what each one means."""
+
+import jax
+import numpy as np
+import pytest
+
+from distill_jax import starts
+from distill_jax.starts import STARTS, Corpus
+from distill_jax.types import Batch
+
+N, L, D, C = 24, 5, 3, 3
+every = pytest.mark.parametrize("name", sorted(STARTS))
+KEY = jax.random.key(4)
+
+
+def corpus(dtype=np.float32) -> Corpus:
+    """Sentences of 1 to 3 words, classes apart from each other, two kinds in each."""
+    r = np.random.default_rng(0)
+    labels = r.permutation(np.arange(N) % C)
+    kind = np.arange(N) // 2 % 2
+    x = r.normal(size=(N, L, D)) * 0.1 + labels[:, None, None]
+    x = (x + 40 * kind[:, None, None]).astype(dtype)
+    mask = (np.arange(L) < r.integers(1, 4, size=(N, 1))).astype(dtype)
+    mask[0] = np.arange(L) < 3
+    mean = (x * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+
+    def sentences(rows):
+        return Batch(x[rows], mask[rows], np.eye(C)[labels[rows]])
+
+    return Corpus(mean, labels, sentences)
+
+
+@every
+@pytest.mark.parametrize("n", [3, 9, 7])
+def test_balanced_sentences_in_rounds(name, n):
+    x, labels = STARTS[name](corpus(), n, KEY)
+    assert x.shape == (n, L, D) and x.dtype == np.float32 and np.isfinite(x).all()
+    assert isinstance(x, np.ndarray) and labels.shape == (n,)
+    counts = np.bincount(labels, minlength=C)
+    assert counts.max() - counts.min() == (n % C > 0)
+    for first in range(0, n - n % C, C):
+        assert sorted(labels[first : first + C]) == [0, 1, 2]
+    assert len({row.tobytes() for row in x}) == n
+
+
+@every
+def test_the_same_key_gives_the_same(name):
+    once, again = (STARTS[name](corpus(), 6, KEY) for _ in range(2))
+    np.testing.assert_array_equal(once.x, again.x)
+    np.testing.assert_array_equal(once.labels, again.labels)
+
+
+@pytest.mark.parametrize("name", ["noise", "real"])
+def test_another_key_gives_others(name):
+    draws = {STARTS[name](corpus(), 3, jax.random.key(s)).x.tobytes() for s in range(4)}
+    assert len(draws) > 1
+
+
+@pytest.mark.parametrize("name", ["real", "kmeans_medoids", "herding"])
+def test_real_sentences_keep_their_label_and_have_no_padding(name):
+    real = corpus()
+    all_of_them = real.sentences(np.arange(N))
+    whole = all_of_them.x * all_of_them.mask[..., None]
+    x, labels = STARTS[name](real, 9, KEY)
+    for sentence, label in zip(x, labels, strict=True):
+        (row,) = np.flatnonzero((whole == sentence).all((1, 2)))
+        assert real.labels[row] == label
+
+
+def test_starts_differ():
+    assert len({STARTS[name](corpus(), 6, KEY).x.tobytes() for name in STARTS}) == 5
+
+
+def test_one_mean_of_a_class_by_hand():
+    real = corpus()
+    x, labels = starts.class_means(real, C, KEY)
+    for sentence, label in zip(x, labels, strict=True):
+        own = real.sentences(np.flatnonzero(real.labels == label))
+        words = [[] for _ in range(L)]
+        for tokens, mask in zip(own.x, own.mask, strict=True):
+            for place in np.flatnonzero(mask):
+                words[place].append(tokens[place])
+        assert words[0] and not words[4]
+        everything = np.mean([word for place in words for word in place], 0)
+        for place in range(L):
+            expected = np.mean(words[place], 0) if words[place] else everything
+            np.testing.assert_allclose(sentence[place], expected, rtol=1e-5)
+
+
+def test_two_means_of_a_class_are_its_two_kinds():
+    x, labels = starts.class_means(corpus(), 2 * C, KEY)
+    for label in range(C):
+        low, high = np.sort(x[labels == label].mean((1, 2)))
+        assert low == pytest.approx(label, abs=0.2)
+        assert high == pytest.approx(label + 40, abs=0.2)
+
+
+def test_means_do_not_depend_on_how_many_are_embedded_at_once(monkeypatch):
+    whole = starts.class_means(corpus(), 6, KEY).x
+    monkeypatch.setattr(starts, "_CHUNK", 3)
+    np.testing.assert_allclose(starts.class_means(corpus(), 6, KEY).x, whole, rtol=1e-6)
+
+
+def test_means_of_a_class_of_one_sentence_over_and_over():
+    labels = np.arange(12) % 2
+    x = np.ones((12, L, D)) * labels[:, None, None] + 1
+    real = Corpus(
+        x.mean(1),
+        labels,
+        lambda rows: Batch(x[rows], np.ones((len(rows), L)), np.eye(2)[labels[rows]]),
+    )
+    got = starts.class_means(real, 6, KEY)
+    np.testing.assert_allclose(got.x, x[got.labels])
+
+
+def test_noise_is_standard_normal():
+    x, _ = starts.noise(corpus(), 24, KEY)
+    assert x.mean() == pytest.approx(0, abs=0.15)
+    assert x.std() == pytest.approx(1, abs=0.15)
+
+
+@every
+@pytest.mark.parametrize("n", [0, N + 1])
+def test_too_few_or_many(name, n):
+    with pytest.raises(ValueError, match=str(n)):
+        STARTS[name](corpus(), n, KEY)
+
+
+def test_a_name_that_is_not_known():
+    with pytest.raises(ValueError, match="'means'; known: class_means, herding"):
+        starts.get("means")
+    assert starts.get("noise") is starts.noise
