@@ -396,7 +396,7 @@ def test_the_label_robust_table():
     assert len(lines) == 2 and lines[1].count("[") == 2
     assert lines[1].endswith(f"| {100 * hard.found.score:.1f} |")
     alone = [row for row in rows if row["method"] != "full"]
-    assert "No distilled rows" in suite_tables.label_robust({"compare": alone})
+    assert "No rows in `results" in suite_tables.label_robust({"compare": alone})
 
 
 def test_hours_count_a_distillation_once():
