@@ -1,6 +1,7 @@
 """How sentences are learned: the settings, where they start, and the meta-step."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from distill_jax import core, data, evaluate, gradients, parallel
+from distill_jax import core, data, evaluate, gradients, objectives, parallel
 from distill_jax.models import MODELS
 from distill_jax.starts import STARTS, Corpus
 from distill_jax.types import Batch, Distilled, InitFn, MetaState, Objective
 from distill_jax.windows import WINDOWS, num_starts, watched, watching
+from experiments import experts
 from experiments.baselines import validation_chunks
 from experiments.config import setting
 from experiments.task import (
@@ -28,6 +30,7 @@ from experiments.task import (
 )
 
 HARD = 1e4  # a logit this far below the others has probability zero, exactly
+EXPERT_SPAN = 2  # epochs of an expert that the distilled data is to match
 LABELS = ("soft", "frozen", "hard")
 THETA_0 = ("random", "fixed")
 INNER_TX = {
@@ -97,6 +100,17 @@ class Config:
         "mixed", "How the meta-gradient flows.", choices=tuple(INNER_GRAD)
     )
     recompute: str = setting("none", "Trade time for memory.", choices=tuple(SCANS))
+    objective: str = setting(
+        "unrolled",
+        "What the distilled data minimises.",
+        choices=tuple(sorted(objectives.OBJECTIVES)),
+    )
+    objective_settings: tuple[str, ...] = setting(
+        (), "A setting of the objective, NAME=JSON_VALUE; repeat for more."
+    )
+    experts: str = setting(
+        "runs/experts", "Folder of the experts, for trajectory_matching."
+    )
     windows: str = setting(
         "none",
         "Which inner steps are differentiated: all, the last, or a window placed at "
@@ -132,6 +146,13 @@ class Config:
             "examples num_meta_steps clip_norm clip_relative window_earliest"
         ).split():
             _at_least(name, getattr(self, name), 0)
+        if self.objective != "unrolled" and self.windows != "none":
+            raise ValueError(
+                f"--windows={self.windows} is for --objective=unrolled, got "
+                f"{self.objective}"
+            )
+        if objectives.get(self.objective).segments and self.theta_0 != "random":
+            raise ValueError(f"--objective={self.objective} needs --theta_0=random")
         if not self.inner_lr > 0:
             raise ValueError(f"--inner_lr must be above 0, got {self.inner_lr}")
         if self.examples == 0:
@@ -345,7 +366,7 @@ def build(
         learned, tx = watched(start), watching(tx)
     step = parallel.PARALLEL[config.parallel](
         objective,
-        init_fn,
+        _meta_init_fn(config, task, init_fn),
         tx,
         sequential=jax.default_backend() == "cpu",
     )
@@ -441,11 +462,30 @@ def _objective(config: Config, task: Task, start: Distilled, inner_tx) -> Object
         "scan": SCANS[config.recompute],
     }
     if config.windows == "none":
-        return core.unrolled(task.loss_fn, **settings)
+        kind = objectives.get(config.objective)
+        takes = inspect.signature(kind.make).parameters
+        settings = {name: value for name, value in settings.items() if name in takes}
+        settings |= parse_settings(config.objective_settings)
+        return objectives.make(
+            config.objective, task.model, loss_fn=task.loss_fn, **settings
+        )
     num_starts(start.raw_lr.size, config.window, config.window_earliest)
     if config.windows != "last":
         settings["earliest"] = config.window_earliest
     return WINDOWS[config.windows](task.loss_fn, window=config.window, **settings)
+
+
+def _meta_init_fn(config: Config, task: Task, init_fn: InitFn) -> InitFn:
+    """Where a meta-step starts: fresh networks, or pieces of experts' training."""
+    if not objectives.get(config.objective).segments:
+        return init_fn
+    trained = experts.of_task(
+        task,
+        config.experts,
+        settings={"name": config.model, **config.network},
+        seed=config.seed,
+    )
+    return objectives.segments(trained, span=EXPERT_SPAN)
 
 
 def fingerprint(config: Config, task: Task) -> dict[str, Any]:
@@ -460,6 +500,8 @@ def fingerprint(config: Config, task: Task) -> dict[str, Any]:
         "download",
         "dataset",
     }
+    if config.objective == "unrolled":
+        free |= {"objective", "objective_settings", "experts"}
     if config.windows == "none":
         free |= {"windows", "window", "window_earliest"}
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
