@@ -21,6 +21,8 @@ from distill_jax import artifact, data
 from distill_jax.checkpoints import latest_step
 from distill_jax.data.samples import installed
 from distill_jax.distill import Interrupted
+from distill_jax.objectives import OBJECTIVES
+from distill_jax.windows import WINDOWS
 from experiments import distill, evaluate, recipe, running, saved
 from experiments import rows as result_rows
 
@@ -847,3 +849,61 @@ def test_help_lists_every_setting():
 @pytest.mark.parametrize("model", sorted(recipe.BEST_RECIPES))
 def test_a_best_recipe_names_only_settings(model):
     recipe.Config(model=model, **recipe.BEST_RECIPES[model])
+
+
+# What is learned by: objectives and windows
+
+
+@pytest.fixture(scope="module")
+def task(corpus):
+    return recipe.load(config_of(corpus), say=lambda text: None)
+
+
+def config_of(corpus, **changes) -> recipe.Config:
+    return recipe.Config(**TINY | {"dataset": str(corpus)} | changes)
+
+
+def one_meta_step(config, task):
+    """The sentences before and after a meta-step, and what it reports."""
+    start = recipe.start_of(config, task)
+    setup = recipe.build(config, task, start)
+    keys = jax.random.split(jax.random.key(0), config.num_inits)
+    before = np.asarray(start.x)
+    state, info = setup.step(setup.state, keys, setup.next_batch(0))
+    accuracy = setup.validate(state.distilled, jax.random.key(1))
+    assert 0 <= accuracy <= 1
+    return before, np.asarray(state.distilled.x), info
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_an_objective_by_its_flag(objective, corpus, task, tmp_path):
+    config = config_of(corpus, objective=objective, experts=str(tmp_path))
+    before, after, info = one_meta_step(config, task)
+    assert np.isfinite(info.meta_loss) and np.abs(after - before).max() > 1e-4
+    unlike = recipe.fingerprint(config, task) != recipe.fingerprint(
+        config_of(corpus), task
+    )
+    assert unlike == (objective != "unrolled")
+
+
+@pytest.mark.parametrize("windows", sorted(WINDOWS))
+def test_a_window_by_its_flag(windows, corpus, task):
+    config = config_of(corpus, windows=windows, window=3)
+    before, after, info = one_meta_step(config, task)
+    assert np.isfinite(info.meta_loss) and np.abs(after - before).max() > 1e-4
+    with pytest.raises(ValueError, match="11 does not fit into T = 10"):
+        one_meta_step(config_of(corpus, windows=windows, window=11), task)
+
+
+def test_what_does_not_go_together(corpus):
+    with pytest.raises(ValueError, match="--windows=last is for --objective=unrolled"):
+        config_of(corpus, windows="last", objective="feature_regression")
+    with pytest.raises(ValueError, match="needs --theta_0=random"):
+        config_of(corpus, objective="trajectory_matching", theta_0="fixed")
+    config = config_of(corpus, objective_settings=("nope=1",))
+    with pytest.raises(ValueError, match="has no setting 'nope'"):
+        recipe.build(
+            config,
+            task := recipe.load(config, say=lambda text: None),
+            recipe.start_of(config, task),
+        )
