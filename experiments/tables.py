@@ -338,6 +338,33 @@ def acquisition(results: dict[str, list[Row]]) -> str:
     return _table(head.split(" | "), lines)
 
 
+def accelerator(results: dict[str, list[Row]]) -> str:
+    """What one meta-step asks of each device: measured, or told by the compiler."""
+    rows = newest(
+        results["accelerator"], "config", "kind", "topology", "num_theta_0", "device"
+    )
+    if not rows:
+        return _no_rows("accelerator")
+    lines = [
+        [
+            row["config"],
+            f"{row['num_theta_0']:,}",
+            f"{row['num_devices']} ({row['topology'] or row['device']})",
+            row["kind"],
+            "-" if row["step_seconds"] is None else f"{row['step_seconds']:.3g}",
+            f"{row['flops'] / 1e9:,.1f}",
+            f"{row['peak_bytes'] / 1e6:,.1f}",
+            f"{row['all_reduces']}",
+        ]
+        for row in rows
+    ]
+    head = (
+        "configuration | θ0 | devices | what | seconds | Gflop a device "
+        "| peak MB a device | all-reduces"
+    )
+    return _table(head.split(" | "), lines)
+
+
 def _compared(dataset: str, model: str, rows: list[Row]) -> str:
     budgets = verdict.budgets(rows)
     names = dict.fromkeys(
@@ -380,10 +407,18 @@ TABLES: dict[str, Callable[[dict[str, list[Row]]], str]] = {
     "active": active,
     "acquisition": acquisition,
     "claims": claims_lib.claims,
+    "accelerator": accelerator,
     "suite": suite_tables.suite,
     "label_robust": suite_tables.label_robust,
 }
-FILES = ("distill", "meta_step", "compare", "active_learning", "acquisition")
+FILES = (
+    "distill",
+    "meta_step",
+    "compare",
+    "active_learning",
+    "acquisition",
+    "accelerator",
+)
 
 
 def load(folder: str | Path) -> dict[str, list[Row]]:
