@@ -4,8 +4,11 @@ A checkpoint is a tree of arrays and a dictionary of facts (JSON). It appears wh
 not at all: what a killed or failed save leaves behind is never read.
 """
 
+import contextlib
+import io
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +42,12 @@ def save(folder: str | Path, step: int, arrays: Any, facts: dict, fingerprint: d
         "fingerprint": fingerprint,
         "leaves": _signature(arrays),
     }
+    aside = io.StringIO()  # what the library's threads print, of an error we report
     try:
-        with _manager(folder, create=True) as manager:
+        with (
+            contextlib.redirect_stderr(aside),
+            _manager(folder, create=True) as manager,
+        ):
             manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -60,6 +67,7 @@ def save(folder: str | Path, step: int, arrays: Any, facts: dict, fingerprint: d
             f"cannot save the checkpoint of step {step} in {folder}; {kept}. "
             f"Cause: {_brief(error)}"
         ) from error
+    sys.stderr.write(aside.getvalue())
 
 
 def latest_step(folder: str | Path) -> int | None:

@@ -1,6 +1,8 @@
 """A checkpoint is whole or not there, and only its own run reads it."""
 
 import shutil
+import sys
+import threading
 
 import jax
 import ml_dtypes
@@ -122,3 +124,25 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(checkpoints.CheckpointNotSaved, match="there is no earlier one"):
         checkpoints.save(tmp_path / "file" / "run", 0, tree(), {}, SETTINGS)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_a_thread_prints_in_a_failed_save(fails, tmp_path, monkeypatch, capsys):
+    """Our error says it in one line; after a good save nothing is kept back."""
+    import orbax.checkpoint as ocp
+
+    def save(self, *args, **kwargs):
+        thread = threading.Thread(target=lambda: print("Traceback", file=sys.stderr))
+        thread.start()
+        thread.join()
+        if fails:
+            raise OSError("no space left")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+    try:
+        checkpoints.save(tmp_path, 0, {"a": np.ones(2)}, {}, {})
+        raised = False
+    except checkpoints.CheckpointNotSaved:
+        raised = True
+    assert raised == fails
+    assert ("Traceback" in capsys.readouterr().err) == (not fails)
