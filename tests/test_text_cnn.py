@@ -102,6 +102,26 @@ def test_max_over_time_is_the_largest_score():
         np.testing.assert_allclose(pool(X, MASK, KERNEL, BIAS), expected, rtol=1e-12)
 
 
+def test_the_winners_are_looked_for_only_where_something_is_differentiated():
+    def pooled(x, kernel):
+        return max_over_time(x, MASK, kernel, BIAS)
+
+    def gathers(f):
+        return "gather[" in str(jax.make_jaxpr(f)(X, KERNEL))
+
+    assert not gathers(pooled)
+    assert gathers(jax.grad(lambda x, kernel: pooled(x, kernel).sum(), (0, 1)))
+    (value, back), (given, back_given) = map(
+        lambda route: jax.vjp(
+            lambda x, kernel: max_over_time(x, MASK, kernel, BIAS, route), X, KERNEL
+        ),
+        (None, find(X, MASK, KERNEL)),
+    )
+    close(value, given)
+    cotangent = np.random.default_rng(2).normal(size=(B, F))
+    close(back(cotangent), back_given(cotangent))
+
+
 def test_winners_are_the_argmax():
     np.testing.assert_array_equal(
         find(X, MASK, KERNEL), scores_by_hand(X, MASK, KERNEL).argmax(1)

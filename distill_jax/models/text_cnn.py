@@ -152,9 +152,13 @@ def winners(
 def max_over_time(
     x: jax.Array, mask: jax.Array, kernel: jax.Array, bias: jax.Array, route=None
 ) -> jax.Array:
-    """Largest score of each filter `[B, F]`, differentiated at the winners only."""
+    """Largest score of each filter `[B, F]`, differentiated at the winners only.
+
+    Where nothing is differentiated and no `route` is given, the plain max alone is
+    computed.
+    """
     if route is None:
-        route = winners(x, mask, {"": kernel})[""]
+        return _largest(x, mask, {"": kernel})[""] + bias[None]
     return _winner_scores(_padded(x, mask, kernel), kernel, route) + bias[None]
 
 
@@ -275,6 +279,34 @@ def _winner_scores_bwd(saved, cotangent):
 _winner_scores.defvjp(_winner_scores_fwd, _winner_scores_bwd)
 
 
+# Without a derivative, the plain max; with one, the winners of all groups at once.
+@jax.custom_vjp
+def _largest(x, mask, kernels):
+    scores = _dense_scores(x, mask, kernels)
+    return {name: score.max(1) for name, score in scores.items()}
+
+
+def _largest_fwd(x, mask, kernels):
+    route = winners(x, mask, kernels)
+    out, saved = {}, {}
+    for name, kernel in kernels.items():
+        padded = _padded(x, mask, kernel)
+        out[name], saved[name] = _winner_scores_fwd(padded, kernel, route[name])
+    return out, (saved, mask)
+
+
+def _largest_bwd(saved, cotangents):
+    saved, mask = saved
+    d_x, d_kernels = 0.0, {}
+    for name, cotangent in cotangents.items():
+        d_padded, d_kernels[name], _ = _winner_scores_bwd(saved[name], cotangent)
+        d_x += d_padded[:, : mask.shape[1]]
+    return d_x * mask[..., None].astype(d_x.dtype), None, d_kernels
+
+
+_largest.defvjp(_largest_fwd, _largest_bwd)
+
+
 class _Filters(nn.Module):
     features: int
     kernel_init: Any
@@ -305,13 +337,15 @@ class _Convolution(nn.Module):
         if self.pooling == "dense":
             pooled = [max_over_time_dense(x, mask, *g) for g in groups.values()]
         else:
+            kernels = {name: kernel for name, (kernel, _) in groups.items()}
             if route is None:
-                kernels = {name: kernel for name, (kernel, _) in groups.items()}
-                route = winners(x, mask, kernels)
-            pooled = [
-                max_over_time(x, mask, kernel, bias, route[name])
-                for name, (kernel, bias) in groups.items()
-            ]
+                scores = _largest(x, mask, kernels)
+            else:
+                scores = {
+                    name: _winner_scores(_padded(x, mask, kernel), kernel, route[name])
+                    for name, kernel in kernels.items()
+                }
+            pooled = [scores[name] + bias[None] for name, (_, bias) in groups.items()]
         return jnp.concatenate(pooled, -1)
 
 
