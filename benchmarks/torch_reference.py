@@ -56,6 +56,23 @@ def bag(params: Tree, x: Tensor, mask: Tensor | None) -> Tensor:
     return _dense(params["out"], _dense(params["hidden"], _mean(x, mask)).relu())
 
 
+def mean_cnn(params: Tree, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Logits `[B, C]` of `distill_jax.models.mean_cnn`, widths in rising order."""
+    D = x.shape[-1]
+    weight = torch.ones_like(x[..., :1]) if mask is None else mask[..., None]
+    x = (x * weight).transpose(1, 2)
+    pooled = []
+    for name in sorted(set(params) - {"out"}, key=lambda name: int(name[5:])):
+        kernel = (
+            params[name]["kernel"].t().reshape(-1, len(params[name]["kernel"]) // D, D)
+        )
+        after = F.pad(x, (0, kernel.shape[1] - 1))
+        scores = F.conv1d(after, kernel.transpose(1, 2), params[name]["bias"])
+        pooled.append((scores.relu() * weight.transpose(1, 2)).sum(-1))
+    h = torch.cat(pooled, -1) / weight.sum(1).clamp(min=1)
+    return _dense(params["out"], h)
+
+
 def bilstm(params: Tree, x: Tensor, mask: Tensor | None) -> Tensor:
     """Logits `[B, C]` of `distill_jax.models.bilstm`."""
     for i in range(len(params) - 1):
@@ -162,6 +179,7 @@ MODELS: dict[str, Callable[..., Tensor]] = {
     "text_cnn": text_cnn,
     "kim_cnn": text_cnn,
     "bag": bag,
+    "mean_cnn": mean_cnn,
     "bilstm": bilstm,
     "transformer": transformer,
 }

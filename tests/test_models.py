@@ -14,6 +14,7 @@ from distill_jax.models import MODELS
 from distill_jax.models.adapters import from_linen, from_nnx
 from distill_jax.models.bag import bag
 from distill_jax.models.bilstm import bilstm
+from distill_jax.models.mean_cnn import mean_cnn
 from distill_jax.models.text_cnn import text_cnn
 from distill_jax.models.transformer import transformer
 from distill_jax.types import Batch, Distilled
@@ -23,6 +24,7 @@ SMALL = {
     "text_cnn": {"widths": (2, 3), "filters": 4, "hidden": 5},
     "kim_cnn": {"widths": (1, 3), "filters": 4},
     "bag": {"hidden": 5},
+    "mean_cnn": {"widths": (1, 2), "filters": 4, "out_scale": 1.0},
     "bilstm": {"hidden": 3, "layers": 2},
     "transformer": {"width": 8, "heads": 2, "layers": 1, "mlp": 8},
 }
@@ -218,7 +220,8 @@ def test_tokens_and_their_embeddings_give_one_loss(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "sees"), [("bag", False), ("bilstm", True), ("transformer", True)]
+    ("name", "sees"),
+    [("bag", False), ("mean_cnn", True), ("bilstm", True), ("transformer", True)],
 )
 def test_who_sees_the_order_of_words(name, sees):
     model, params, apply = built(name)
@@ -249,6 +252,27 @@ def test_lstm_kernels_are_xavier_gate_by_gate():
         assert abs(kernel).max() <= bound
     np.testing.assert_array_equal(params["bias"][:, 1], 1)
     np.testing.assert_array_equal(params["bias"][:, [0, 2, 3]], 0)
+
+
+def test_a_mean_cnn_of_single_words_is_a_sum_of_functions_of_words():
+    settings = {"widths": (1,), "filters": 3, "out_scale": 1.0}
+    model = mean_cnn(VECTORS, C, **settings)
+    params = jax.jit(model.init)(jax.random.key(1))
+    x = VECTORS[np.asarray(TOKENS[1])]
+    params = jax.tree.map(np.asarray, params)
+    words = np.maximum(x @ params["conv_1"]["kernel"] + params["conv_1"]["bias"], 0)
+    expected = words.mean(0) @ params["out"]["kernel"] + params["out"]["bias"]
+    one = (params, jnp.asarray(x[None]), jnp.ones((1, L)))
+    close(model.apply(*one)[0], expected)
+    close(model.features(*one)[0], words.mean(0))
+
+
+def test_a_mean_cnn_begins_with_one_answer_for_every_theta_0():
+    model = mean_cnn(VECTORS, C, filters=3)
+    for seed in range(2):
+        params = jax.jit(model.init)(jax.random.key(seed))
+        assert not model.apply(params, model.embed(params, TOKENS), MASK).any()
+        assert all(abs(params[f"conv_{k}"]["kernel"]).max() > 0.1 for k in (1, 2, 3))
 
 
 class LinenBag(nn.Module):
@@ -427,6 +451,10 @@ BAD_TABLE[4, 2] = np.nan
         (lambda: transformer(VECTORS, C, width=9, heads=3), "must be even"),
         (lambda: transformer(VECTORS, C, heads=0), "heads must be"),
         (lambda: text_cnn(VECTORS, C, pooling="mean"), "pooling"),
+        (lambda: mean_cnn(VECTORS, C, widths=(2, 2)), r"widths .* got \(2, 2\)"),
+        (lambda: mean_cnn(VECTORS, C, widths=()), "widths"),
+        (lambda: mean_cnn(VECTORS, C, widths=(0,)), "width must be .* got 0"),
+        (lambda: mean_cnn(VECTORS, C, out_scale=-1.0), "out_scale .* got -1.0"),
     ],
 )
 def test_bad_input_is_named(call, message):
