@@ -120,6 +120,27 @@ def class_means(corpus: Corpus, n: int, key: jax.Array) -> Started:
     return Started(x, labels[rows])
 
 
+def with_length(x: np.ndarray, length: int) -> np.ndarray:
+    """The sentences cut, or their words repeated in turn, to another length.
+
+    Args:
+        x: `[n, L, D]`; rows of zeros at the end of a sentence are padding.
+        length: words of the new sentences.
+
+    Returns:
+        `[n, length, D]`; a sentence without words stays one of zeros.
+
+    Raises:
+        ValueError: if `length` is below 1.
+    """
+    if length < 1:
+        raise ValueError(f"length must be at least 1, got {length}")
+    used = np.asarray(x != 0).any(-1) * np.arange(1, x.shape[1] + 1)[None]
+    words = np.maximum(used.max(-1), 1)
+    rows = np.arange(length)[None] % words[:, None]
+    return np.take_along_axis(np.asarray(x), rows[..., None], 1)
+
+
 def _clusters(points: np.ndarray, k: int, seed: int) -> np.ndarray:
     """The k-means cluster of each point, `[M]` integers below k."""
     if k == 1:

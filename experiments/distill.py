@@ -98,7 +98,7 @@ def run(
     if resume:
         _refuse_other_run(folder, setup.state, key, config.num_inits, settings)
     say(
-        f"Will learn {S * B} sentences of {config.length} x {start.x.shape[-1]} "
+        f"Will learn {S * B} sentences of {start.x.shape[-2]} x {start.x.shape[-1]} "
         f"numbers in {config.num_meta_steps:,} meta-steps, from {config.theta_0} "
         f"theta_0; {S} minibatches x {config.num_passes} passes = "
         f"{S * config.num_passes} inner steps."

@@ -12,7 +12,7 @@ import optax
 
 from distill_jax import core, data, evaluate, gradients, objectives, parallel
 from distill_jax.models import MODELS
-from distill_jax.starts import STARTS, Corpus
+from distill_jax.starts import STARTS, Corpus, with_length
 from distill_jax.types import Batch, Distilled, InitFn, MetaState, Objective
 from distill_jax.windows import WINDOWS, num_starts, watched, watching
 from experiments import experts
@@ -60,6 +60,9 @@ class Config:
     download: bool = setting(False, "Let TFDS download what is not on disk.")
     vectors: str = setting("glove", "glove, random, or a file of word vectors.")
     length: int = setting(40, "Tokens of a sentence, L.")
+    distilled_length: int = setting(
+        0, "Words of a distilled sentence; 0: as many as tokens of a real one."
+    )
     model: str = setting("text_cnn", "The network.", choices=tuple(sorted(MODELS)))
     model_settings: tuple[str, ...] = setting(
         (), "A setting of the network, NAME=JSON_VALUE; repeat for more."
@@ -143,7 +146,8 @@ class Config:
         ).split():
             _at_least(name, getattr(self, name), 1)
         for name in (
-            "examples num_meta_steps clip_norm clip_relative window_earliest"
+            "examples num_meta_steps clip_norm clip_relative window_earliest "
+            "distilled_length"
         ).split():
             _at_least(name, getattr(self, name), 0)
         if self.objective != "unrolled" and self.windows != "none":
@@ -300,6 +304,8 @@ def start_of(config: Config, task: Task) -> Distilled:
         lambda rows: embedded(task, take(task.train, rows)),
     )
     x, labels = (jnp.asarray(a) for a in STARTS[config.start](corpus, n, key))
+    if config.distilled_length:
+        x = jnp.asarray(with_length(np.asarray(x), config.distilled_length))
     y = jax.nn.one_hot(labels, task.num_classes, dtype=x.dtype)
     y_logits = (HARD if config.labels == "hard" else config.label_logit) * (y - 1)
     raw_lr = jnp.full((config.num_passes, S), config.inner_lr, x.dtype)
@@ -502,6 +508,8 @@ def fingerprint(config: Config, task: Task) -> dict[str, Any]:
     }
     if config.objective == "unrolled":
         free |= {"objective", "objective_settings", "experts"}
+    if not config.distilled_length:
+        free |= {"distilled_length"}
     if config.windows == "none":
         free |= {"windows", "window", "window_earliest"}
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}

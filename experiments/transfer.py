@@ -102,12 +102,12 @@ class Target(Workbench):
     def sets(self, cell: Cell) -> Sets:
         """The examples of each seed of a cell."""
         found = super().sets(cell)
-        expected = (self.task.length, self.task.vectors.table.shape[1])
+        expected = self.task.vectors.table.shape[1]
         for batch in found.batches if cell.method == "distilled" else ():
-            if batch.x.shape[1:] != expected:
+            if batch.x.shape[-1] != expected:
                 raise ValueError(
-                    f"distilled sentences of {batch.x.shape[1:]} numbers do not fit "
-                    f"the network's {expected}"
+                    f"distilled words of {batch.x.shape[-1]} numbers do not fit the "
+                    f"network's {expected}"
                 )
         return found
 

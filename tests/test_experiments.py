@@ -902,6 +902,18 @@ def test_a_window_by_its_flag(windows, corpus, task):
         one_meta_step(config_of(corpus, windows=windows, window=11), task)
 
 
+def test_distilled_sentences_of_another_length_than_real_ones(corpus, task):
+    config = config_of(corpus, distilled_length=3)
+    before, after, info = one_meta_step(config, task)
+    assert before.shape[-2] == 3 != task.length
+    assert np.isfinite(info.meta_loss) and np.abs(after - before).max() > 1e-4
+    plain = recipe.fingerprint(config_of(corpus), task)
+    assert "distilled_length" not in plain  # as runs that did not know it
+    assert recipe.fingerprint(config, task) == plain | {"distilled_length": 3}
+    with pytest.raises(ValueError, match="--distilled_length must be at least 0"):
+        config_of(corpus, distilled_length=-1)
+
+
 def test_what_does_not_go_together(corpus):
     with pytest.raises(ValueError, match="--windows=last is for --objective=unrolled"):
         config_of(corpus, windows="last", objective="feature_regression")

@@ -130,3 +130,20 @@ def test_a_name_that_is_not_known():
     with pytest.raises(ValueError, match="'means'; known: class_means, herding"):
         starts.get("means")
     assert starts.get("noise") is starts.noise
+
+
+def test_another_length_cuts_or_repeats_words():
+    x = np.zeros((3, 4, 2))
+    x[0, :2] = [[1, 2], [3, 4]]
+    x[1] = np.arange(8).reshape(4, 2) + 1
+    longer, shorter = starts.with_length(x, 5), starts.with_length(x, 3)
+    np.testing.assert_array_equal(longer[0], x[0][[0, 1, 0, 1, 0]])
+    np.testing.assert_array_equal(longer[1], x[1][[0, 1, 2, 3, 0]])
+    np.testing.assert_array_equal(shorter[0], x[0][[0, 1, 0]])
+    np.testing.assert_array_equal(shorter[1], x[1][:3])
+    assert not longer[2].any() and longer.shape == (3, 5, 2)
+    x[0, 1] = 0  # a word without a vector inside a sentence is no padding
+    x[0, 2] = 9
+    np.testing.assert_array_equal(starts.with_length(x, 4)[0], x[0][[0, 1, 2, 0]])
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        starts.with_length(x, 0)
