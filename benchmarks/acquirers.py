@@ -246,12 +246,17 @@ def _mc_dropout(problem: Problem) -> Ready:
     from distill_jax.types import Batch
 
     c, vectors = problem.config, jnp.asarray(problem.arrays["vectors"])
-    theta, tokens = _tree(problem.arrays), jnp.asarray(problem.arrays["tokens"])[None]
+    theta, tokens = _tree(problem.arrays), problem.arrays["tokens"][None]
     mask = (tokens != 0).astype(vectors.dtype)
-    pool = Batch(tokens, mask, jnp.zeros((*tokens.shape[:2], 1), vectors.dtype))
-    keys = jax.random.split(jax.random.key(0), c.passes or 1)
-    args = jax.device_put((theta, pool, keys))
-    lowered = jax.jit(mc_log_probs(_model(c, vectors))).lower(*args)
+    pool: Any = Batch(tokens, mask, np.zeros((*tokens.shape[:2], 1), vectors.dtype))
+    score = mc_log_probs(_model(c, vectors))
+
+    @jax.jit
+    def scored(theta, pool, key):
+        return score(theta, pool, jax.random.split(key, c.passes or 1))
+
+    args = jax.device_put((theta, pool, jax.random.key(0)))
+    lowered = scored.lower(*args)
     start = time.perf_counter()
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - start

@@ -13,7 +13,9 @@ whose pooling is `dense`.
 
 Memory is of a process each, which makes one call and has only one of JAX and PyTorch:
 `peak_bytes` is the most that was ever resident, imports and compiling included;
-`call_bytes` is how far the call itself rose above what was resident before it.
+`compiled_peak_bytes` the same where JAX finds its programs in the compilation cache, as
+the later runs of an experiment do; `call_bytes` is how far the call itself rose above
+what was resident before it.
 
 About ten minutes on one core.
 """
@@ -21,12 +23,13 @@ About ten minutes on one core.
 import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import meta_step
 from experiments import rows as rows_lib
@@ -83,14 +86,40 @@ def agree(problem: Any, implementations: Sequence[str]) -> None:
             )
 
 
-def memory(
-    problem: Any, implementation: str, threads: int = 1
-) -> tuple[int, int | None]:
-    """`peak_bytes` and `call_bytes` of one call in a process of its own.
+class Memory(NamedTuple):
+    """Bytes of a process that makes one call.
+
+    Attributes:
+        peak: the most that was ever resident.
+        call: how far the call rose above what was resident; None but on Linux.
+        compiled_peak: as `peak`, with programs from the compilation cache; None
+            without JAX.
+    """
+
+    peak: int
+    call: int | None
+    compiled_peak: int | None
+
+
+def memory(problem: Any, implementation: str, threads: int = 1) -> Memory:
+    """Memory of one call in a process of its own.
 
     Raises:
         RuntimeError: if that process fails.
     """
+    peak, call = _process(problem, implementation, threads)
+    if implementation.startswith("torch"):
+        return Memory(peak, call, None)
+    with tempfile.TemporaryDirectory() as cache:
+        _process(problem, implementation, threads, cache)
+        compiled, _ = _process(problem, implementation, threads, cache)
+    return Memory(peak, call, compiled)
+
+
+def _process(
+    problem: Any, implementation: str, threads: int, cache: str | None = None
+) -> tuple[int, int | None]:
+    """Peak and rise of one process; `cache` is a folder of compiled programs."""
     from benchmarks import acquirers
 
     with tempfile.TemporaryDirectory() as folder:
@@ -98,6 +127,12 @@ def memory(
         acquirers.save(problem, path)
         config = json.dumps(dataclasses.asdict(problem.config))
         code = "import sys; from benchmarks import acquisition as a; a.child(*sys.argv)"
+        environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": str(bool(cache))}
+        if cache:
+            environment |= {
+                "JAX_COMPILATION_CACHE_DIR": cache,
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            }
         done = subprocess.run(
             [
                 sys.executable,
@@ -109,6 +144,7 @@ def memory(
                 str(threads),
             ],
             cwd=Path(__file__).parents[1],
+            env=environment,
             capture_output=True,
             text=True,
         )
@@ -193,7 +229,7 @@ def measure(
     torch_seconds = seconds.get("torch_reference")
     rows = []
     for each in implementations:
-        peak_bytes, call_bytes = memory(problem, each, threads)
+        used = memory(problem, each, threads)
         rows.append(
             {
                 "config": name,
@@ -208,8 +244,9 @@ def measure(
                 "backend": jax.default_backend(),
                 "seconds_median": seconds[each],
                 "ratio_to_torch": torch_seconds and torch_seconds / seconds[each],
-                "peak_bytes": peak_bytes,
-                "call_bytes": call_bytes,
+                "peak_bytes": used.peak,
+                "compiled_peak_bytes": used.compiled_peak,
+                "call_bytes": used.call,
                 "commit": rows_lib.commit(),
                 "device": rows_lib.device(),
             }
@@ -219,7 +256,9 @@ def measure(
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as text."""
-    heads = "configuration implementation seconds torch/this peak_MB call_MB".split()
+    heads = (
+        "configuration implementation seconds torch/this peak_MB compiled_MB call_MB"
+    ).split()
     lines = [list[str](heads)]
     for row in rows:
 
@@ -233,6 +272,7 @@ def table(rows: Sequence[Row]) -> str:
                 show(row["seconds_median"], ".3f"),
                 show(row["ratio_to_torch"], ".2f"),
                 show(row["peak_bytes"], ".0f", 1e6),
+                show(row["compiled_peak_bytes"], ".0f", 1e6),
                 show(row["call_bytes"], ".0f", 1e6),
             ]
         )
@@ -264,8 +304,13 @@ def verdicts(rows: Sequence[Row]) -> str:
                 f"{who}: {ratio:.2f} times as fast as PyTorch's loop, at least "
                 f"{_FASTER:.0f} asked: {_yes(ratio >= _FASTER)}"
             )
-            for field, what in (("call_bytes", "call"), ("peak_bytes", "process")):
-                ours, theirs = row[field], loop[0][field]
+            for field, what in (
+                ("call_bytes", "call"),
+                ("compiled_peak_bytes", "process, compiled before,"),
+                ("peak_bytes", "process"),
+            ):
+                ours = row[field]
+                theirs = loop[0]["call_bytes" if what == "call" else "peak_bytes"]
                 if ours is not None and theirs:
                     lines.append(
                         f"{who}: memory of the {what} {ours / theirs:.2f} times "

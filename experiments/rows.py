@@ -105,6 +105,7 @@ ACQUISITION_FIELDS: dict[str, type | tuple[type, ...]] = {
     "seconds_median": _NUMBER,
     "ratio_to_torch": _NUMBER,
     "peak_bytes": int,
+    "compiled_peak_bytes": int,
     "call_bytes": int,
     "commit": str,
     "device": str,
@@ -164,8 +165,8 @@ NULLABLE = frozenset(
     "preset bytes labels theta_0 training selected_on accuracy_sd full_accuracy_mean "
     "relative_accuracy majority_accuracy ratio_to_torch flops temp_bytes "
     "compile_seconds chance_corrected n_tied_at_cut passes length features "
-    "classes picks call_bytes topology step_seconds flops_per_second "
-    "peak_flops_per_second measured_bytes best_step".split()
+    "classes picks call_bytes compiled_peak_bytes topology step_seconds "
+    "flops_per_second peak_flops_per_second measured_bytes best_step".split()
 )
 CHOICES = {
     "kind": ("measured", "compile-time analysis"),
@@ -196,6 +197,7 @@ POSITIVE = (
     "classes",
     "picks",
     "peak_bytes",
+    "compiled_peak_bytes",
     "num_inits",
     "num_seeds",
     "T",

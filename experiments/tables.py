@@ -326,6 +326,9 @@ def acquisition(results: dict[str, list[Row]]) -> str:
             f"{row['seconds_median']:.3g}",
             "-" if row["ratio_to_torch"] is None else f"{row['ratio_to_torch']:.1f}×",
             "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f}",
+            "-"
+            if row["compiled_peak_bytes"] is None
+            else f"{row['compiled_peak_bytes'] / 1e6:,.0f}",
             "-" if row["call_bytes"] is None else f"{row['call_bytes'] / 1e6:,.0f}",
             f"{row['device']}, {row['threads']} thread{'s' * (row['threads'] > 1)}",
         ]
@@ -333,7 +336,7 @@ def acquisition(results: dict[str, list[Row]]) -> str:
     ]
     head = (
         "task | implementation | seconds | times PyTorch's speed | process MB "
-        "| call MB | device"
+        "| process MB, compiled before | call MB | device"
     )
     return _table(head.split(" | "), lines)
 

@@ -104,7 +104,10 @@ def test_picks_are_those_of_the_queries():
 
 def test_a_run_writes_valid_rows(tmp_path, capsys, monkeypatch):
     pytest.importorskip("torch")
-    memory = {"mc_dropout": (2**29, 2**20), "k_center": (2**28, None)}
+    memory = {
+        "mc_dropout": acquisition.Memory(2**29, 2**20, 2**28),
+        "k_center": acquisition.Memory(2**28, None, None),
+    }
     monkeypatch.setattr(
         acquisition, "memory", lambda p, name, threads: memory[p.config.task]
     )
@@ -123,8 +126,10 @@ def test_a_run_writes_valid_rows(tmp_path, capsys, monkeypatch):
     assert ours["ratio_to_torch"] == pytest.approx(
         loop["seconds_median"] / ours["seconds_median"]
     )
-    assert (ours["peak_bytes"], ours["call_bytes"]) == memory["mc_dropout"]
-    assert (k_center["peak_bytes"], k_center["call_bytes"]) == memory["k_center"]
+    for one in (ours, k_center):
+        fields = "peak_bytes call_bytes compiled_peak_bytes".split()
+        found = acquisition.Memory(*(one[field] for field in fields))
+        assert found == memory["k_center" if one is k_center else "mc_dropout"]
     text = capsys.readouterr().out
     assert "mc_dropout_f2  torch_reference" in text
     assert "k_center, distill_jax: 0.00 s, below 3 asked: yes" in text
@@ -136,9 +141,10 @@ def test_memory_is_that_of_the_call():
         draw(dataclasses.replace(K_CENTER, items=n, features=256))
         for n in (4_000, 32_000)
     )
-    (peak, call), (peak_many, call_many) = (
+    (peak, call, compiled), (peak_many, call_many, _) = (
         acquisition.memory(one, "distill_jax") for one in (few, many)
     )
+    assert compiled is not None and peak / 2 < compiled < peak
     features = many.arrays["features"].nbytes - few.arrays["features"].nbytes
     assert peak_many - peak > 2 * features  # in float64
     if call is None or call_many is None:
@@ -180,6 +186,7 @@ def row(implementation, config="mc_dropout_f10", **changed):
         "seconds_median": 1.0,
         "ratio_to_torch": 1.0,
         "peak_bytes": 2**30,
+        "compiled_peak_bytes": None,
         "call_bytes": 2**20,
     } | changed
 
@@ -199,6 +206,11 @@ def test_verdicts():
         "distill_jax", ratio_to_torch=2.9, peak_bytes=2**30 + 1, call_bytes=2**20 + 1
     )
     assert acquisition.verdicts([slow, loop]).count("asked: NO") == 3
+    cached = row("distill_jax", compiled_peak_bytes=2**29)
+    assert (
+        "memory of the process, compiled before, 0.50 times PyTorch's, at most 1 "
+        "asked: yes" in acquisition.verdicts([cached, loop])
+    )
     unknown = row("distill_jax", call_bytes=None)
     assert "call" not in acquisition.verdicts([unknown, loop])
     late = row("distill_jax", "k_center", seconds_median=3.0)
