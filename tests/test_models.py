@@ -256,7 +256,7 @@ def test_lstm_kernels_are_xavier_gate_by_gate():
 
 def test_a_mean_cnn_of_single_words_is_a_sum_of_functions_of_words():
     settings = {"widths": (1,), "filters": 3, "out_scale": 1.0}
-    model = mean_cnn(VECTORS, C, **settings)
+    model = mean_cnn(VECTORS, C, **settings, references=0)
     params = jax.jit(model.init)(jax.random.key(1))
     x = VECTORS[np.asarray(TOKENS[1])]
     params = jax.tree.map(np.asarray, params)
@@ -265,6 +265,40 @@ def test_a_mean_cnn_of_single_words_is_a_sum_of_functions_of_words():
     one = (params, jnp.asarray(x[None]), jnp.ones((1, L)))
     close(model.apply(*one)[0], expected)
     close(model.features(*one)[0], words.mean(0))
+
+
+def test_reference_windows_centre_the_features_of_a_mean_cnn():
+    centred, plain = (
+        mean_cnn(VECTORS, C, widths=(1, 2), filters=3, references=n) for n in (400, 0)
+    )
+    params = jax.jit(centred.init)(jax.random.key(1))
+    params["conv_2"]["bias"] += 1.0
+    rng = np.random.default_rng(3)
+    odds = 1 / np.arange(1.0, V)
+    rows = 1 + rng.choice(V - 1, (20_000, 2), p=odds / odds.sum())
+    for x in (VECTORS[rows[:4]], VECTORS[rows[4:8]]):
+        shift = plain.features(params, x, jnp.ones((4, 2))) - centred.features(
+            params, x, jnp.ones((4, 2))
+        )
+        assert np.ptp(np.asarray(shift), axis=0).max() < 1e-12  # the same for all
+    pairs = VECTORS[rows]
+    means = [
+        np.maximum(
+            words @ params[name]["kernel"] + np.asarray(params[name]["bias"])[None], 0
+        ).mean(0)
+        for name, words in (
+            ("conv_1", pairs[:, 0]),
+            ("conv_2", pairs.reshape(-1, 2 * D)),
+        )
+    ]
+    expected = np.concatenate([np.asarray(mean) for mean in means])
+    assert abs(shift[0] - expected).max() < 0.3 < expected.max()
+    again = mean_cnn(VECTORS, C, widths=(1, 2), filters=3, references=400)
+    x = VECTORS[rows[:4]]
+    close(
+        again.features(params, x, jnp.ones((4, 2))),
+        centred.features(params, x, jnp.ones((4, 2))),
+    )
 
 
 def test_a_mean_cnn_begins_with_one_answer_for_every_theta_0():
@@ -454,6 +488,7 @@ BAD_TABLE[4, 2] = np.nan
         (lambda: mean_cnn(VECTORS, C, widths=(2, 2)), r"widths .* got \(2, 2\)"),
         (lambda: mean_cnn(VECTORS, C, widths=()), "widths"),
         (lambda: mean_cnn(VECTORS, C, widths=(0,)), "width must be .* got 0"),
+        (lambda: mean_cnn(VECTORS, C, references=-1), "references must be .* got -1"),
         (lambda: mean_cnn(VECTORS, C, out_scale=-1.0), "out_scale .* got -1.0"),
     ],
 )

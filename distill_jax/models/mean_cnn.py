@@ -1,10 +1,14 @@
-"""Convolution over windows of words, mean over time.
+"""Convolution over windows of words, mean over time, centred.
 
-    feature[b, f] = mean_p relu(W[f] . x[b, p : p + k] + bias[f])    windows of k words
+    h[w]          = relu(W . w + bias)                       of a window w of k words
+    feature[b]    = mean_p h[x[b, p : p + k]] - mean_r h[r]  over reference windows r
 
 With k = 1 it is a sum of functions of words (Zaheer et al. 2017, Deep Sets). Every
 window carries a derivative, where a max over time passes one alone: a distilled
-sentence then speaks with all of its words.
+sentence then speaks with all of its words. A mean of ReLUs is nearly the same vector
+for all sentences, and gradient descent on what is left is slow. So the mean over a
+fixed batch of reference windows is taken off, as in virtual batch normalisation
+(Salimans et al. 2016), here without their division by the deviation.
 """
 
 from collections.abc import Sequence
@@ -13,6 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from distill_jax.models.adapters import from_linen, positive, probability, word_vectors
 from distill_jax.types import Model
@@ -24,6 +29,7 @@ class _MeanCNN(nn.Module):
     filters: int
     dropout: float
     out_scale: float
+    references: Any  # words [R, widest, D], or None
     param_dtype: Any
     headless: bool = False  # return what the output layer reads
 
@@ -34,15 +40,20 @@ class _MeanCNN(nn.Module):
         count = jnp.maximum(weight.sum(1), 1)
         pooled = []
         for k in self.widths:
-            after = jnp.pad(x, ((0, 0), (0, k - 1), (0, 0)))
-            windows = [after[:, j : j + x.shape[1]] for j in range(k)]
-            scores = nn.Dense(
+            filters = nn.Dense(
                 self.filters,
                 kernel_init=nn.initializers.he_normal(),
                 param_dtype=self.param_dtype,
                 name=f"conv_{k}",
-            )(jnp.concatenate(windows, -1))
-            pooled.append((nn.relu(scores) * weight).sum(1) / count)
+            )
+            after = jnp.pad(x, ((0, 0), (0, k - 1), (0, 0)))
+            windows = [after[:, j : j + x.shape[1]] for j in range(k)]
+            h = nn.relu(filters(jnp.concatenate(windows, -1)))
+            h = (h * weight).sum(1) / count
+            if self.references is not None:
+                words = jnp.asarray(self.references)[:, :k]
+                h -= nn.relu(filters(words.reshape(len(words), -1))).mean(0)[None]
+            pooled.append(h)
         h = jnp.concatenate(pooled, -1)
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         if self.headless:
@@ -64,19 +75,22 @@ def mean_cnn(
     widths: Sequence[int] = (1, 2, 3),
     filters: int = 128,
     dropout: float = 0.0,
+    references: int = 128,
     out_scale: float = 0.0,
 ) -> Model:
-    """Mean over time of a ReLU convolution, logits.
+    """Mean over time of a ReLU convolution, centred, then logits.
 
     A window counts if its first token is real. The output layer starts at zero, so
     that networks of all theta_0 begin with one answer, and differ by their filters.
 
     Args:
-        vectors: frozen word vectors `[V, D]`, row 0 padding.
+        vectors: frozen word vectors `[V, D]`, row 0 padding, frequent words first.
         num_classes: C.
         widths: words in a window, one group of filters for each; all different.
         filters: filters of each width.
         dropout: rate after pooling, in [0, 1).
+        references: windows to centre by, of words drawn once in proportion to 1 over
+            their row; 0 for features that are not centred.
         out_scale: of the output layer at the start, in units of LeCun's; from 0 on.
 
     Returns:
@@ -91,13 +105,25 @@ def mean_cnn(
     positive(num_classes=num_classes, filters=filters)
     for width in widths:
         positive(width=width)
+    if references:
+        positive(references=references)
     if not out_scale >= 0:
         raise ValueError(f"out_scale must be from 0 on, got {out_scale!r}")
+    words = _references(np.asarray(table), references, max(widths))
     rate = probability(dropout)
-    module = _MeanCNN(num_classes, widths, filters, rate, out_scale, table.dtype)
+    module = _MeanCNN(num_classes, widths, filters, rate, out_scale, words, table.dtype)
     headless = module.clone(headless=True)
 
     def features(params, x, mask):
         return headless.apply({"params": params}, x, mask, False)
 
     return from_linen(module, table)._replace(features=features)
+
+
+def _references(table: np.ndarray, count: int, width: int) -> np.ndarray | None:
+    """Words of random windows, by Zipf's law; the same at every call."""
+    if not count:
+        return None
+    odds = 1 / np.arange(1, len(table))  # row 0 is padding
+    rng = np.random.default_rng(0)
+    return table[1 + rng.choice(len(odds), (count, width), p=odds / odds.sum())]
