@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import active, artifact, evaluate, queries, statistics
+from distill_jax import active, artifact, checkpoints, evaluate, queries, statistics
 from distill_jax.distill import Schedule, distill
 from distill_jax.selection import SELECTIONS
 from distill_jax.types import Batch, Distilled
 from experiments import fitting, recipe, saved
 from experiments import rows as result_rows
 from experiments.baselines import teacher_labels
-from experiments.running import Reporter
+from experiments.running import Reporter, warm_bar
 from experiments.scoring import QUERY, Bench, Cell, Score
 from experiments.task import VALIDATION_CHUNK, Task, mean_vectors, take
 
@@ -207,12 +207,18 @@ class Workbench(Bench):
         if (folder / "artifact" / artifact.CARD).exists():
             loaded = artifact.load(folder / "artifact")
             return artifact.to_distilled(loaded), loaded.card["results"]["seconds"]
-        setup = recipe.build(config, task, recipe.start_of(config, task))
-        began = time.perf_counter()
+        start = recipe.start_of(config, task)
+        setup = recipe.build(config, task, start)
+        began, state = time.perf_counter(), setup.state
+        if (
+            config.warm_steps
+            and checkpoints.latest_step(folder / "checkpoints") is None
+        ):
+            state = setup.begin(recipe.warmed(config, task, start, warm_bar))
         with Reporter(config.num_meta_steps, config.num_inits) as report:
             result = distill(
                 setup.step,
-                setup.state,
+                state,
                 setup.next_batch,
                 setup.validate,
                 Schedule(

@@ -34,8 +34,9 @@ from experiments.recipe import (
     fingerprint,
     load,
     start_of,
+    warmed,
 )
-from experiments.running import Reporter, estimate, told_in_a_line
+from experiments.running import Reporter, estimate, told_in_a_line, warm_bar
 from experiments.task import (
     VALIDATION_CHUNK,
     Task,
@@ -110,11 +111,14 @@ def run(
         shutil.rmtree(folder)
     out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
+    state = setup.state
+    if config.warm_steps and not (resume and ckpt.latest_step(folder) is not None):
+        state = setup.begin(warmed(config, task, start, warm_bar))
     events = out / "tensorboard" if tensorboard else None
     with Reporter(config.num_meta_steps, config.num_inits, events) as report:
         result = distill(
             setup.step,
-            setup.state,
+            state,
             setup.next_batch,
             setup.validate,
             Schedule(

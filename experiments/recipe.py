@@ -30,6 +30,7 @@ from experiments.task import (
 )
 
 HARD = 1e4  # a logit this far below the others has probability zero, exactly
+WARM_RIDGE = 0.01
 EXPERT_SPAN = 2  # epochs of an expert that the distilled data is to match
 LABELS = ("soft", "frozen", "hard")
 THETA_0 = ("random", "fixed")
@@ -120,6 +121,12 @@ class Config:
         "random or where gradients are large.",
         choices=("none", *sorted(WINDOWS)),
     )
+    warm_steps: int = setting(
+        0,
+        "Meta-steps of feature regression before the others: quick ones, to a start "
+        "that trains the last layer well.",
+    )
+    warm_lr: float = setting(0.05, "Outer Adam's step size in these.")
     window: int = setting(20, "Inner steps of a window.")
     window_earliest: int = setting(0, "Inner steps before a window, at least.")
     parallel: str = setting(
@@ -147,7 +154,7 @@ class Config:
             _at_least(name, getattr(self, name), 1)
         for name in (
             "examples num_meta_steps clip_norm clip_relative window_earliest "
-            "distilled_length"
+            "distilled_length warm_steps"
         ).split():
             _at_least(name, getattr(self, name), 0)
         if self.objective != "unrolled" and self.windows != "none":
@@ -159,6 +166,8 @@ class Config:
             raise ValueError(f"--objective={self.objective} needs --theta_0=random")
         if not self.inner_lr > 0:
             raise ValueError(f"--inner_lr must be above 0, got {self.inner_lr}")
+        if not self.warm_lr > 0:
+            raise ValueError(f"--warm_lr must be above 0, got {self.warm_lr}")
         if self.examples == 0:
             _at_least("examples_per_class", self.examples_per_class, 1)
         if self.real_batch % self.real_chunk:
@@ -323,6 +332,7 @@ class Setup:
     Attributes:
         step: `(state, keys [N], batch) -> (state, info)`; donates the state.
         state: the one before the first meta-step.
+        begin: the same from other distilled data.
         meta_tx: the outer optimizer.
         init_fn: `(key) -> theta_0`.
         inner_tx: the direction of an inner step.
@@ -333,6 +343,7 @@ class Setup:
 
     step: parallel.StepFn
     state: MetaState
+    begin: Callable[[Distilled], MetaState]
     meta_tx: optax.GradientTransformation
     init_fn: InitFn
     inner_tx: optax.GradientTransformation
@@ -367,9 +378,9 @@ def build(
         init_fn = lambda key: task.model.init(fixed)  # noqa: E731
     objective = _objective(config, task, start, inner_tx)
     tx = meta_tx(config, traced=traced)
-    learned: Any = start
-    if config.windows == "adaptive":  # it learns where to place its windows
-        learned, tx = watched(start), watching(tx)
+    adaptive = config.windows == "adaptive"  # it learns where to place its windows
+    if adaptive:
+        tx = watching(tx)
     step = parallel.PARALLEL[config.parallel](
         objective,
         _meta_init_fn(config, task, init_fn),
@@ -394,8 +405,49 @@ def build(
         distilled = jax.tree.map(jnp.asarray, distilled)
         return float(native(distilled.batches, distilled.lr, keys, chunks).mean())
 
-    state = core.meta_init(tx, learned)
-    return Setup(step, state, tx, init_fn, inner_tx, next_batch, validate, native)
+    def begin(distilled: Distilled) -> MetaState:
+        return core.meta_init(tx, watched(distilled) if adaptive else distilled)
+
+    return Setup(
+        step, begin(start), begin, tx, init_fn, inner_tx, next_batch, validate, native
+    )
+
+
+def warmed(
+    config: Config, task: Task, start: Distilled, shown: Callable = iter
+) -> Distilled:
+    """The distilled data after the warm-up that the settings ask for.
+
+    Each step is one of feature regression at a fresh theta_0, on the label logits
+    unless the labels are hard. It gives the step sizes no gradient.
+
+    Args:
+        config: the settings; without `warm_steps` the start is given back.
+        task: from `load`.
+        start: from `start_of`.
+        shown: wraps the steps, such as `tqdm`.
+    """
+    if not config.warm_steps:
+        return start
+    targets = "labels" if config.labels == "hard" else "logits"
+    quick = dataclasses.replace(
+        config,
+        objective="feature_regression",
+        objective_settings=(f"ridge={WARM_RIDGE}", f'targets="{targets}"'),
+        windows="none",
+        warm_steps=0,
+        num_inits=1,
+        num_meta_steps=config.warm_steps,
+        meta_lr=config.warm_lr,
+        meta_lr_labels=config.warm_lr,
+    )
+    setup = build(quick, task, start)
+    state = jax.tree.map(jnp.array, setup.state)  # the step donates it, not the start
+    key = jax.random.fold_in(jax.random.key(config.seed), 4)
+    for k in shown(range(config.warm_steps)):
+        keys = jax.random.split(jax.random.fold_in(key, k), 1)
+        state, _ = setup.step(state, keys, setup.next_batch(k))
+    return state.distilled
 
 
 def native_scorer(
@@ -510,6 +562,8 @@ def fingerprint(config: Config, task: Task) -> dict[str, Any]:
         free |= {"objective", "objective_settings", "experts"}
     if not config.distilled_length:
         free |= {"distilled_length"}
+    if not config.warm_steps:
+        free |= {"warm_steps", "warm_lr"}
     if config.windows == "none":
         free |= {"windows", "window", "window_earliest"}
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}

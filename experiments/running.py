@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -104,6 +104,13 @@ def _memory() -> str:
         return "unknown"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return f"{peak / (2**30 if sys.platform == 'darwin' else 2**20):.1f} GB at its peak"
+
+
+def warm_bar(steps: Iterable[int]) -> Iterable[int]:
+    """The steps of a warm-up, with a progress bar."""
+    from tqdm import tqdm
+
+    return tqdm(steps, desc="warm-up", unit="step", mininterval=1.0)
 
 
 class Reporter:

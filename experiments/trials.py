@@ -203,7 +203,7 @@ class Distillation:
 
         result = distill(
             setup.step,
-            setup.state,
+            setup.begin(recipe.warmed(config, self.task, start)),
             setup.next_batch,
             setup.validate,
             Schedule(

@@ -1,6 +1,7 @@
 """Experiments from flags to rows, on a few hundred articles of bbc_news."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax import artifact, data
+from distill_jax import artifact, data, objectives
 from distill_jax.checkpoints import latest_step
 from distill_jax.data.samples import installed
 from distill_jax.distill import Interrupted
@@ -900,6 +901,33 @@ def test_a_window_by_its_flag(windows, corpus, task):
     assert np.isfinite(info.meta_loss) and np.abs(after - before).max() > 1e-4
     with pytest.raises(ValueError, match="11 does not fit into T = 10"):
         one_meta_step(config_of(corpus, windows=windows, window=11), task)
+
+
+def test_a_warm_up_is_steps_of_feature_regression(corpus, task):
+    config = config_of(corpus, model="bag", warm_steps=30, warm_lr=0.1)
+    task = recipe.load(config, say=lambda text: None)
+    start, seen = recipe.start_of(config, task), []
+    warm = recipe.warmed(
+        config, task, start, lambda steps: seen.extend(steps) or iter(seen)
+    )
+    assert seen == list(range(30))
+    made = functools.partial(objectives.make, "feature_regression", task.model)
+    objective = jax.jit(made(ridge=recipe.WARM_RIDGE, targets="logits"))
+    theta = task.model.init(jax.random.key(5))
+    real = jax.tree.map(lambda a: a[:100], task.train)
+    assert objective(warm, theta, real) < 0.95 * objective(start, theta, real)
+    np.testing.assert_array_equal(warm.raw_lr, start.raw_lr)
+    again = recipe.warmed(config, task, start)
+    np.testing.assert_array_equal(warm.x, again.x)
+    plain = config_of(corpus, model="bag")
+    assert recipe.warmed(plain, task, start) is start
+    known = recipe.fingerprint(plain, task)
+    assert recipe.fingerprint(config, task) == known | {
+        "warm_steps": 30,
+        "warm_lr": 0.1,
+    }
+    with pytest.raises(ValueError, match="--warm_lr must be above 0, got 0"):
+        config_of(corpus, warm_lr=0.0)
 
 
 def test_distilled_sentences_of_another_length_than_real_ones(corpus, task):

@@ -215,6 +215,8 @@ def test_unknown_names_are_refused_with_the_known_ones():
             make(name, blind)
     with pytest.raises(ValueError, match="ridge must be over 0, got 0"):
         make("feature_regression", MODEL, ridge=0)
+    with pytest.raises(ValueError, match="labels, logits, got names"):
+        make("feature_regression", MODEL, targets="names")
     with pytest.raises(ValueError, match="'bias'; known: layer, node"):
         make("gradient_matching", MODEL, group="bias")
 
@@ -318,6 +320,35 @@ def test_feature_regression_is_ridge_regression(ridge):
     error = np.asarray(BATCH.y) - 1 / C - fitted.predict(theirs)
     got = make("feature_regression", MODEL, ridge=ridge)(some, THETA_0, BATCH)
     np.testing.assert_allclose(got, (error**2).sum(-1).mean() / 2, rtol=1e-8)
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 0.5])
+def test_feature_regression_on_logits_is_ridge_regression(ridge):
+    from sklearn.linear_model import Ridge
+
+    some = distilled()
+    read = lambda x: MODEL.features(THETA_0, x, jnp.ones(x.shape[:2]))  # noqa: E731
+    ours = np.asarray(read(some.x.reshape(-1, L, D)))
+    theirs = np.asarray(read(MODEL.embed(THETA_0, BATCH.x)))
+    ours, theirs = (np.append(h, np.ones((len(h), 1)), 1) for h in (ours, theirs))
+    logits = np.asarray(some.y_logits).reshape(-1, C)
+    alpha = ridge * (ours**2).sum() / len(ours)
+    fitted = Ridge(alpha=alpha, fit_intercept=False).fit(
+        ours, logits - logits.mean(1, keepdims=True)
+    )
+    log_probs = jax.nn.log_softmax(fitted.predict(theirs))
+    expected = -(np.asarray(BATCH.y) * np.asarray(log_probs)).sum(-1).mean()
+    objective = make("feature_regression", MODEL, ridge=ridge, targets="logits")
+    np.testing.assert_allclose(objective(some, THETA_0, BATCH), expected, rtol=1e-8)
+    moved = some.replace(y_logits=some.y_logits + 3.0)  # softmax sees no difference
+    np.testing.assert_allclose(objective(moved, THETA_0, BATCH), expected, rtol=1e-8)
+    grad = jax.jit(jax.grad(objective))(some, THETA_0, BATCH)
+    assert abs(grad.x).max() > 1e-4 and abs(grad.y_logits).max() > 1e-4
+    padded = BATCH.replace(y=BATCH.y.at[0].set(0))
+    without = jax.tree.map(lambda a: a[1:], BATCH)
+    np.testing.assert_allclose(
+        objective(some, THETA_0, padded), objective(some, THETA_0, without), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize(
