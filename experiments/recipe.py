@@ -30,7 +30,6 @@ from experiments.task import (
 )
 
 HARD = 1e4  # a logit this far below the others has probability zero, exactly
-WARM_RIDGE = 0.01
 EXPERT_SPAN = 2  # epochs of an expert that the distilled data is to match
 LABELS = ("soft", "frozen", "hard")
 THETA_0 = ("random", "fixed")
@@ -127,6 +126,9 @@ class Config:
         "that trains the last layer well.",
     )
     warm_lr: float = setting(0.05, "Outer Adam's step size in these.")
+    warm_ridge: float = setting(
+        0.01, "Their ridge: the more, the fewer inner steps come to the same."
+    )
     window: int = setting(20, "Inner steps of a window.")
     window_earliest: int = setting(0, "Inner steps before a window, at least.")
     parallel: str = setting(
@@ -164,10 +166,9 @@ class Config:
             )
         if objectives.get(self.objective).segments and self.theta_0 != "random":
             raise ValueError(f"--objective={self.objective} needs --theta_0=random")
-        if not self.inner_lr > 0:
-            raise ValueError(f"--inner_lr must be above 0, got {self.inner_lr}")
-        if not self.warm_lr > 0:
-            raise ValueError(f"--warm_lr must be above 0, got {self.warm_lr}")
+        for name in ("warm_lr", "warm_ridge", "inner_lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name} must be above 0, got {getattr(self, name)}")
         if self.examples == 0:
             _at_least("examples_per_class", self.examples_per_class, 1)
         if self.real_batch % self.real_chunk:
@@ -433,7 +434,7 @@ def warmed(
     quick = dataclasses.replace(
         config,
         objective="feature_regression",
-        objective_settings=(f"ridge={WARM_RIDGE}", f'targets="{targets}"'),
+        objective_settings=(f"ridge={config.warm_ridge}", f'targets="{targets}"'),
         windows="none",
         warm_steps=0,
         num_inits=1,
@@ -563,7 +564,7 @@ def fingerprint(config: Config, task: Task) -> dict[str, Any]:
     if not config.distilled_length:
         free |= {"distilled_length"}
     if not config.warm_steps:
-        free |= {"warm_steps", "warm_lr"}
+        free |= {"warm_steps", "warm_lr", "warm_ridge"}
     if config.windows == "none":
         free |= {"windows", "window", "window_earliest"}
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}

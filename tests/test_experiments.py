@@ -912,7 +912,7 @@ def test_a_warm_up_is_steps_of_feature_regression(corpus, task):
     )
     assert seen == list(range(30))
     made = functools.partial(objectives.make, "feature_regression", task.model)
-    objective = jax.jit(made(ridge=recipe.WARM_RIDGE, targets="logits"))
+    objective = jax.jit(made(ridge=config.warm_ridge, targets="logits"))
     theta = task.model.init(jax.random.key(5))
     real = jax.tree.map(lambda a: a[:100], task.train)
     assert objective(warm, theta, real) < 0.95 * objective(start, theta, real)
@@ -925,6 +925,7 @@ def test_a_warm_up_is_steps_of_feature_regression(corpus, task):
     assert recipe.fingerprint(config, task) == known | {
         "warm_steps": 30,
         "warm_lr": 0.1,
+        "warm_ridge": 0.01,
     }
     with pytest.raises(ValueError, match="--warm_lr must be above 0, got 0"):
         config_of(corpus, warm_lr=0.0)

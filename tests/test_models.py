@@ -301,6 +301,25 @@ def test_reference_windows_centre_the_features_of_a_mean_cnn():
     )
 
 
+def test_the_filters_of_a_mean_cnn_have_the_scale_asked_for():
+    for activation, gain in (("relu", 2.0), ("tanh", 1.0)):
+        model = mean_cnn(
+            np.ones((2, 50)), C, filters=500, activation=activation, kernel_scale=3.0
+        )
+        params = jax.jit(model.init)(jax.random.key(0))
+        for k in (1, 2, 3):
+            deviation = params[f"conv_{k}"]["kernel"].std()
+            np.testing.assert_allclose(
+                deviation, 3 * (gain / (50 * k)) ** 0.5, rtol=0.02
+            )
+    settings = {"widths": (1,), "filters": 3, "references": 0}
+    model = mean_cnn(VECTORS, C, activation="tanh", **settings)
+    params = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(1)))
+    words = np.tanh(VECTORS[np.asarray(TOKENS[1])] @ params["conv_1"]["kernel"])
+    x = model.embed(params, TOKENS[1:2])
+    close(model.features(params, x, jnp.ones((1, L)))[0], words.mean(0))
+
+
 def test_a_mean_cnn_begins_with_one_answer_for_every_theta_0():
     model = mean_cnn(VECTORS, C, filters=3)
     for seed in range(2):
@@ -488,6 +507,11 @@ BAD_TABLE[4, 2] = np.nan
         (lambda: mean_cnn(VECTORS, C, widths=(2, 2)), r"widths .* got \(2, 2\)"),
         (lambda: mean_cnn(VECTORS, C, widths=()), "widths"),
         (lambda: mean_cnn(VECTORS, C, widths=(0,)), "width must be .* got 0"),
+        (lambda: mean_cnn(VECTORS, C, activation="sin"), "relu, tanh, got 'sin'"),
+        (
+            lambda: mean_cnn(VECTORS, C, kernel_scale=0),
+            "kernel_scale .* above 0, got 0",
+        ),
         (lambda: mean_cnn(VECTORS, C, references=-1), "references must be .* got -1"),
         (lambda: mean_cnn(VECTORS, C, out_scale=-1.0), "out_scale .* got -1.0"),
     ],

@@ -1,11 +1,11 @@
 """Convolution over windows of words, mean over time, centred.
 
-    h[w]          = relu(W . w + bias)                       of a window w of k words
+    h[w]          = activation(W . w + bias)                 of a window w of k words
     feature[b]    = mean_p h[x[b, p : p + k]] - mean_r h[r]  over reference windows r
 
 With k = 1 it is a sum of functions of words (Zaheer et al. 2017, Deep Sets). Every
 window carries a derivative, where a max over time passes one alone: a distilled
-sentence then speaks with all of its words. A mean of ReLUs is nearly the same vector
+sentence then speaks with all of its words. A mean of these is nearly the same vector
 for all sentences, and gradient descent on what is left is slow. So the mean over a
 fixed batch of reference windows is taken off, as in virtual batch normalisation
 (Salimans et al. 2016), here without their division by the deviation.
@@ -22,11 +22,15 @@ import numpy as np
 from distill_jax.models.adapters import from_linen, positive, probability, word_vectors
 from distill_jax.types import Model
 
+ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh}
+
 
 class _MeanCNN(nn.Module):
     num_classes: int
     widths: tuple[int, ...]
     filters: int
+    activation: str
+    kernel_scale: float
     dropout: float
     out_scale: float
     references: Any  # words [R, widest, D], or None
@@ -38,21 +42,26 @@ class _MeanCNN(nn.Module):
         weight = mask.astype(x.dtype)[..., None]
         x = x * weight
         count = jnp.maximum(weight.sum(1), 1)
+        act = ACTIVATIONS[self.activation]
+        gain = 2.0 if self.activation == "relu" else 1.0
+        kernel_init = nn.initializers.variance_scaling(
+            gain * self.kernel_scale**2, "fan_in", "truncated_normal"
+        )
         pooled = []
         for k in self.widths:
             filters = nn.Dense(
                 self.filters,
-                kernel_init=nn.initializers.he_normal(),
+                kernel_init=kernel_init,
                 param_dtype=self.param_dtype,
                 name=f"conv_{k}",
             )
             after = jnp.pad(x, ((0, 0), (0, k - 1), (0, 0)))
             windows = [after[:, j : j + x.shape[1]] for j in range(k)]
-            h = nn.relu(filters(jnp.concatenate(windows, -1)))
+            h = act(filters(jnp.concatenate(windows, -1)))
             h = (h * weight).sum(1) / count
             if self.references is not None:
                 words = jnp.asarray(self.references)[:, :k]
-                h -= nn.relu(filters(words.reshape(len(words), -1))).mean(0)[None]
+                h -= act(filters(words.reshape(len(words), -1))).mean(0)[None]
             pooled.append(h)
         h = jnp.concatenate(pooled, -1)
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
@@ -74,11 +83,13 @@ def mean_cnn(
     *,
     widths: Sequence[int] = (1, 2, 3),
     filters: int = 128,
+    activation: str = "relu",
+    kernel_scale: float = 1.0,
     dropout: float = 0.0,
     references: int = 128,
     out_scale: float = 0.0,
 ) -> Model:
-    """Mean over time of a ReLU convolution, centred, then logits.
+    """Mean over time of a convolution, centred, then logits.
 
     A window counts if its first token is real. The output layer starts at zero, so
     that networks of all theta_0 begin with one answer, and differ by their filters.
@@ -88,6 +99,10 @@ def mean_cnn(
         num_classes: C.
         widths: words in a window, one group of filters for each; all different.
         filters: filters of each width.
+        activation: `relu` or `tanh`.
+        kernel_scale: of the filters at the start, in units of He's for `relu` and of
+            LeCun's for `tanh`; a large one makes `tanh` nearly a sign, which tells
+            words apart that differ little.
         dropout: rate after pooling, in [0, 1).
         references: windows to centre by, of words drawn once in proportion to 1 over
             their row; 0 for features that are not centred.
@@ -97,7 +112,8 @@ def mean_cnn(
         The model; its parameters have the dtype of `vectors`.
 
     Raises:
-        ValueError: on a size or rate out of its range, or a bad table.
+        ValueError: on a size, scale or rate out of its range, an unknown activation, or
+            a bad table.
     """
     table, widths = word_vectors(vectors), tuple(widths)
     if not widths or len(set(widths)) < len(widths):
@@ -107,11 +123,25 @@ def mean_cnn(
         positive(width=width)
     if references:
         positive(references=references)
+    if activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise ValueError(f"activation must be one of {known}, got {activation!r}")
+    if not kernel_scale > 0:
+        raise ValueError(f"kernel_scale must be above 0, got {kernel_scale!r}")
     if not out_scale >= 0:
         raise ValueError(f"out_scale must be from 0 on, got {out_scale!r}")
     words = _references(np.asarray(table), references, max(widths))
-    rate = probability(dropout)
-    module = _MeanCNN(num_classes, widths, filters, rate, out_scale, words, table.dtype)
+    module = _MeanCNN(
+        num_classes,
+        widths,
+        filters,
+        activation,
+        float(kernel_scale),
+        probability(dropout),
+        out_scale,
+        words,
+        table.dtype,
+    )
     headless = module.clone(headless=True)
 
     def features(params, x, mask):
