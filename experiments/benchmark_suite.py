@@ -43,6 +43,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dbpedia14": {"length": 60},
     "imdb": {"length": 200, "full_epochs": 4, "validation_examples": 500},
 }
+# The same for one network.
+SETTINGS_OF_MODEL: dict[tuple[str, str], dict[str, Any]] = {
+    ("sst5", "mean_cnn"): {"model_settings": ("widths=[1]", "filters=384")},
+    ("imdb", "mean_cnn"): {
+        "model_settings": ("widths=[1]", "filters=384"),
+        "distilled_length": 50,
+    },
+}
 NOT_HERE = ("dataset", "model", "budgets", "methods", "many_at", "percent", "pooled")
 
 
@@ -498,7 +506,8 @@ def configs(
             if model not in MODELS:
                 known = ", ".join(sorted(MODELS))
                 raise ValueError(f"unknown model {model!r} in --models; known: {known}")
-            values = recipe.BEST_RECIPES.get(model, {}) | SETTINGS.get(name, {}) | given
+            values = recipe.BEST_RECIPES.get(model, {}) | SETTINGS.get(name, {})
+            values |= SETTINGS_OF_MODEL.get((name, model), {}) | given
             text = budgets or ",".join(map(str, sorted(sizes)))
             if text:
                 values |= {"budgets": text, "many_at": text}

@@ -203,7 +203,16 @@ BEST_RECIPES: dict[str, dict[str, Any]] = {
         "meta_lr_labels": 0.02,
         "meta_lr_steps": 0.005,
         "num_meta_steps": 1500,
-    }
+    },
+    "mean_cnn": {
+        "inner_optimizer": "momentum",
+        "inner_lr": 0.3,
+        "num_passes": 60,
+        "warm_steps": 800,
+        "meta_lr": 0.03,
+        "meta_lr_labels": 0.03,
+        "num_meta_steps": 600,
+    },
 }
 
 # Departures of a paper's setting from the defaults above, its flaws included.
