@@ -1,12 +1,12 @@
 """The tables of the benchmark suite: published targets, and label-robust scores."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from distill_jax import scores, statistics
-from experiments import verdict
+from experiments import markdown, verdict
 from experiments.rows import Row
 
 
@@ -100,7 +100,7 @@ def suite(results: dict[str, list[Row]]) -> str:
             if ours and ours["relative_accuracy"] is not None:
                 eight.append((dataset, model, ours))
     if not goals and not eight:
-        return "\nNo rows in `results/compare.jsonl` yet.\n\n"
+        return markdown.no_rows("compare")
     text = ""
     if goals:
         head = (
@@ -108,7 +108,7 @@ def suite(results: dict[str, list[Row]]) -> str:
             "aim | distilled | exceeds | best real | all data | % of all data | "
             "minutes to distil"
         )
-        text += _table(head, goals) + (
+        text += markdown.table(head, goals) + (
             "Test accuracy in %, mean ± sd over random θ0 and sets; the best labels "
             "and training of either side are chosen on validation.\n\n"
         )
@@ -129,11 +129,11 @@ def _goal(t: Target, model: str, rows: Sequence[Row]) -> list[str]:
         t.published,
         f"{t.must:g}{unit}",
         f"{t.aim:g}{unit}",
-        f"**{_with_sd(ours)}**",
+        f"**{markdown.accuracy(ours)}**",
         "-" if got is None else _exceeds(100 * got, t),
-        _with_sd(real) + (f" ({verdict.name_of(real)})" if real else ""),
-        _percent(ours["full_accuracy_mean"]),
-        _percent(ours["relative_accuracy"]),
+        markdown.accuracy(real) + (f" ({verdict.name_of(real)})" if real else ""),
+        markdown.percent(ours["full_accuracy_mean"]),
+        markdown.percent(ours["relative_accuracy"]),
         f"{ours['compute_seconds'] / 60:.1f}",
     ]
 
@@ -151,23 +151,23 @@ def _eight(found: Sequence[tuple[str, str, Row]]) -> str:
             [
                 f"{dataset}, {model}",
                 f"{n:,} ({n / whole.train:.2%} of {whole.train:,}; {at_hand})",
-                _with_sd(row),
-                _percent(row["full_accuracy_mean"]),
-                _percent(row["relative_accuracy"]),
-                _percent(row["majority_accuracy"]),
+                markdown.accuracy(row),
+                markdown.percent(row["full_accuracy_mean"]),
+                markdown.percent(row["relative_accuracy"]),
+                markdown.percent(row["majority_accuracy"]),
             ]
         )
     for model in dict.fromkeys(model for _, model, _ in found):
         share = [r["relative_accuracy"] for _, m, r in found if m == model]
         lines.append(
             [f"mean of {len(share)}, {model}", "-", "-", "-"]
-            + [_percent(float(np.mean(share))), "-"]
+            + [markdown.percent(float(np.mean(share))), "-"]
         )
     head = (
         "corpus, network | examples, nearest to 0.1 % | distilled | all data | "
         "% of all data | majority"
     )
-    return _table(head, lines)
+    return markdown.table(head, lines)
 
 
 def _hours(rows: Sequence[Row]) -> str:
@@ -272,7 +272,7 @@ def label_robust(results: dict[str, list[Row]]) -> str:
                 f"{dataset}, {model}",
                 f"{s.row['examples']:,}",
                 f"{s.row['labels']}, {s.row['training']}",
-                _percent(s.row["accuracy_mean"]),
+                markdown.percent(s.row["accuracy_mean"]),
                 _points(s.recovery),
                 _points(s.improvement),
                 f"{100 * s.found.score:.1f}",
@@ -285,7 +285,7 @@ def label_robust(results: dict[str, list[Row]]) -> str:
         "corpus, network | examples | labels, training | accuracy | HLR | IOR | "
         "label-robust score"
     )
-    return _table(head, lines) + (
+    return markdown.table(head, lines) + (
         "DD-Ranking (Li et al. 2025), in points. HLR: all data minus distilled with "
         "hard labels, less is better. IOR: distilled minus as many random examples "
         "with labels of the same kind, soft ones from a teacher. In brackets, 95 % "
@@ -324,22 +324,5 @@ def _best(rows: Sequence[Row], budget: int, *, real: bool = False) -> Row | None
     )
 
 
-def _with_sd(row: Row | None) -> str:
-    if row is None:
-        return "-"
-    mean, sd = 100 * row["accuracy_mean"], row["accuracy_sd"]
-    return f"{mean:.1f}" + (f" ± {100 * sd:.1f}" if sd else "")
-
-
-def _percent(value: Any) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
 def _points(d: statistics.Difference) -> str:
     return f"{100 * d.difference:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
-
-
-def _table(head: str, lines: Sequence[Sequence[str]]) -> str:
-    names = head.split(" | ")
-    grid = [names, ["---"] * len(names), *lines]
-    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in grid) + "\n"

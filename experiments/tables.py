@@ -18,7 +18,7 @@ from absl import app, flags
 
 from distill_jax import statistics
 from experiments import claims as claims_lib
-from experiments import curves, suite_tables, verdict
+from experiments import compact_tables, curves, markdown, suite_tables, verdict
 from experiments import rows as rows_lib
 from experiments.rows import Row
 
@@ -73,7 +73,7 @@ def headline(results: dict[str, list[Row]]) -> str:
         )
     ]
     if not rows:
-        return _no_rows("distill")
+        return markdown.no_rows("distill")
     cells = {
         (row["method"], row["examples"]): row
         for row in newest(rows, "method", "examples")
@@ -85,18 +85,21 @@ def headline(results: dict[str, list[Row]]) -> str:
         return same.get(method) or cells.get((method, examples))
 
     lines = [
-        [name, *(_accuracy(cell(method, n)) for n in HEADLINE_EXAMPLES)]
+        [name, *(markdown.accuracy(cell(method, n)) for n in HEADLINE_EXAMPLES)]
         for method, name in METHODS.items()
     ]
     relative = [cell("distilled", n) for n in HEADLINE_EXAMPLES]
     lines.append(
         [
             "distilled, % of all training data",
-            *(_percent(row["relative_accuracy"] if row else None) for row in relative),
+            *(
+                markdown.percent(row["relative_accuracy"] if row else None)
+                for row in relative
+            ),
         ]
     )
     shown = [cell(method, n) for method in METHODS for n in HEADLINE_EXAMPLES]
-    return _table(
+    return markdown.table(
         [f"{HEADLINE_DATASET}, {HEADLINE_MODEL}"]
         + [f"{n} sentences" for n in HEADLINE_EXAMPLES],
         lines,
@@ -119,7 +122,7 @@ def first_rows(results: dict[str, list[Row]]) -> str:
         "selected_on",
     )
     if not distilled:
-        return _no_rows("distill")
+        return markdown.no_rows("distill")
     real = newest(
         [row for row in rows if row["method"] not in NOT_CHOSEN], *same_run, "method"
     )
@@ -136,11 +139,11 @@ def first_rows(results: dict[str, list[Row]]) -> str:
                 row["model"],
                 row["theta_0"] or "-",
                 row["labels"] or "-",
-                f"**{_accuracy(row)}**",
-                _accuracy(best) + (f" ({best['method']})" if best else ""),
-                _percent(row["full_accuracy_mean"]),
-                _percent(row["relative_accuracy"]),
-                _percent(row["majority_accuracy"]),
+                f"**{markdown.accuracy(row)}**",
+                markdown.accuracy(best) + (f" ({best['method']})" if best else ""),
+                markdown.percent(row["full_accuracy_mean"]),
+                markdown.percent(row["relative_accuracy"]),
+                markdown.percent(row["majority_accuracy"]),
                 row["selected_on"] or "-",
                 f"{row['num_seeds']} × {row['num_inits']}",
             ]
@@ -149,7 +152,7 @@ def first_rows(results: dict[str, list[Row]]) -> str:
         "dataset | examples | model | θ0 | labels | distilled | best real | all data "
         "| % of all data | majority | selected on | seeds × θ0"
     )
-    return _table(head.split(" | "), lines)
+    return markdown.table(head.split(" | "), lines)
 
 
 def speed(results: dict[str, list[Row]]) -> str:
@@ -159,7 +162,7 @@ def speed(results: dict[str, list[Row]]) -> str:
         *("config", "implementation", "backend", "num_theta_0", "threads", "device"),
     )
     if not rows:
-        return _no_rows("meta_step")
+        return markdown.no_rows("meta_step")
     # Configurations stay together, in the order they were first measured.
     order = list(dict.fromkeys(str(row["config"]) for row in rows))
     lines = [
@@ -179,7 +182,7 @@ def speed(results: dict[str, list[Row]]) -> str:
         "configuration | T | θ0 | implementation | seconds | times PyTorch's speed "
         "| temporary MB | device"
     )
-    return _table(head.split(" | "), lines)
+    return markdown.table(head.split(" | "), lines)
 
 
 def compare(results: dict[str, list[Row]]) -> str:
@@ -189,7 +192,7 @@ def compare(results: dict[str, list[Row]]) -> str:
         *("dataset", "model", "method", "labels", "training", "examples_per_class"),
     )
     if not rows:
-        return _no_rows("compare")
+        return markdown.no_rows("compare")
     pairs = dict.fromkeys((row["dataset"], row["model"]) for row in rows)
     parts = [
         _compared(
@@ -214,7 +217,7 @@ def anonymous2022(results: dict[str, list[Row]]) -> str:
         *("dataset", "model", "method", "labels", "training"),
     )
     if not rows:
-        return _no_rows("compare")
+        return markdown.no_rows("compare")
     lines = []
     for dataset, model in dict.fromkeys((row["dataset"], row["model"]) for row in rows):
         here = [r for r in rows if (r["dataset"], r["model"]) == (dataset, model)]
@@ -232,8 +235,8 @@ def anonymous2022(results: dict[str, list[Row]]) -> str:
                 _interval(by_name.get("distilled (soft labels, standard)")),
                 _interval(by_name.get("random")),
                 _interval(by_name.get("random_balanced")),
-                _percent(native["relative_accuracy"]),
-                _percent(native["majority_accuracy"]),
+                markdown.percent(native["relative_accuracy"]),
+                markdown.percent(native["majority_accuracy"]),
                 f"{found[0]}" if found else "-",
             ]
         )
@@ -242,14 +245,14 @@ def anonymous2022(results: dict[str, list[Row]]) -> str:
         "standard | random | random, balanced | distilled, % of original | majority "
         "| distilled beats the best real method"
     )
-    return _table(head.split(" | "), lines)
+    return markdown.table(head.split(" | "), lines)
 
 
 def active(results: dict[str, list[Row]]) -> str:
     """Active learning: the end of the curves, and the areas under them."""
     rows = results["active_learning"]
     if not rows:
-        return _no_rows("active_learning")
+        return markdown.no_rows("active_learning")
     runs = dict.fromkeys(_run_of(row) for row in rows)
     newest_run = {(dataset, model, preset): run for dataset, model, preset, run in runs}
     return "".join(
@@ -302,11 +305,11 @@ def _asked(title: str, rows: list[Row]) -> str:
         )
     full, majority = rows[0]["full_accuracy_mean"], rows[0]["majority_accuracy"]
     lines += [
-        ["all labels", "-", _percent(full), "-", "-", "-"],
-        ["majority class", "-", _percent(majority), "-", "-", "-"],
+        ["all labels", "-", markdown.percent(full), "-", "-", "-"],
+        ["majority class", "-", markdown.percent(majority), "-", "-", "-"],
     ]
     head = f"{title} | labels | accuracy | area | minus random | seeds × networks"
-    return _table(head.split(" | "), lines)
+    return markdown.table(head.split(" | "), lines)
 
 
 def _bounds(values) -> str:
@@ -318,7 +321,7 @@ def acquisition(results: dict[str, list[Row]]) -> str:
     """Time and memory of scoring a pool, and of picking from it."""
     rows = newest(results["acquisition"], "config", "implementation", "device")
     if not rows:
-        return _no_rows("acquisition")
+        return markdown.no_rows("acquisition")
     lines = [
         [
             row["config"],
@@ -338,7 +341,7 @@ def acquisition(results: dict[str, list[Row]]) -> str:
         "task | implementation | seconds | times PyTorch's speed | process MB "
         "| process MB, compiled before | call MB | device"
     )
-    return _table(head.split(" | "), lines)
+    return markdown.table(head.split(" | "), lines)
 
 
 def accelerator(results: dict[str, list[Row]]) -> str:
@@ -347,7 +350,7 @@ def accelerator(results: dict[str, list[Row]]) -> str:
         results["accelerator"], "config", "kind", "topology", "num_theta_0", "device"
     )
     if not rows:
-        return _no_rows("accelerator")
+        return markdown.no_rows("accelerator")
     lines = [
         [
             row["config"],
@@ -365,7 +368,7 @@ def accelerator(results: dict[str, list[Row]]) -> str:
         "configuration | θ0 | devices | what | seconds | Gflop a device "
         "| peak MB a device | all-reduces"
     )
-    return _table(head.split(" | "), lines)
+    return markdown.table(head.split(" | "), lines)
 
 
 def _compared(dataset: str, model: str, rows: list[Row]) -> str:
@@ -388,7 +391,7 @@ def _compared(dataset: str, model: str, rows: list[Row]) -> str:
         if found:
             answers = [f"{found[b]}" if b in found else "-" for b in budgets]
             lines.append([title, *answers])
-    return _table(head, lines)
+    return markdown.table(head, lines)
 
 
 def _distilled_first(row: Row) -> tuple[bool, bool, bool]:
@@ -411,6 +414,7 @@ TABLES: dict[str, Callable[[dict[str, list[Row]]], str]] = {
     "acquisition": acquisition,
     "claims": claims_lib.claims,
     "accelerator": accelerator,
+    "compact": compact_tables.compact,
     "suite": suite_tables.suite,
     "label_robust": suite_tables.label_robust,
 }
@@ -421,6 +425,7 @@ FILES = (
     "active_learning",
     "acquisition",
     "accelerator",
+    "compact",
 )
 
 
@@ -473,11 +478,6 @@ def run(readme: Path, results: Path, check: bool) -> list[str]:
     return changed
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    grid = [head, ["---"] * len(head), *lines]
-    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in grid) + "\n"
-
-
 def _counts(rows: list[Row]) -> str:
     def span(name: str) -> str:
         values = sorted({row[name] for row in rows})
@@ -489,28 +489,12 @@ def _counts(rows: list[Row]) -> str:
     )
 
 
-def _no_rows(name: str) -> str:
-    return f"\nNo rows in `results/{name}.jsonl` yet.\n\n"
-
-
-def _accuracy(row: Row | None) -> str:
-    if row is None:
-        return "-"
-    mean = f"{100 * row['accuracy_mean']:.1f}"
-    sd = row["accuracy_sd"]
-    return mean if not sd else f"{mean} ± {100 * sd:.1f}"
-
-
 def _interval(row: Row | None) -> str:
     if row is None:
         return "-"
     mean = f"{100 * row['accuracy_mean']:.1f}"
     low, high = (100 * value for value in row["interval"])
     return mean if row["method"] == "majority" else f"{mean} [{low:.1f}, {high:.1f}]"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _config(config: str | dict) -> str:

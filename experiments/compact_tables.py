@@ -1,0 +1,74 @@
+"""The table of compact forms: what accuracy of a distilled set is left per byte."""
+
+from collections.abc import Sequence
+
+from experiments import markdown
+from experiments.rows import Row
+
+REFERENCE = "float32"  # the set as it is
+_SET = ("dataset", "model", "examples")
+_SAME_THETA_0 = ("artifact_sha256", "seed", "test_inits")
+
+
+def comparable(row: Row, other: Row) -> bool:
+    """Whether two rows are of one distilled set, on one corpus and the same theta_0."""
+    return all(row[name] == other[name] for name in _SET) and all(
+        row["config"].get(name) == other["config"].get(name) for name in _SAME_THETA_0
+    )
+
+
+def newest(rows: Sequence[Row]) -> list[Row]:
+    """The last row of each corpus, network, number of examples and form."""
+    by_form = {(*(r[name] for name in _SET), r["config"]["form"]): r for r in rows}
+    return list(by_form.values())
+
+
+def compact(results: dict[str, list[Row]]) -> str:
+    """Bytes and test accuracy of each form of each distilled set, largest first.
+
+    A share of float32's accuracy is told where that is of the same set and theta_0.
+
+    Args:
+        results: rows by file; `compact` is read.
+    """
+    rows = newest(results["compact"])
+    if not rows:
+        return markdown.no_rows("compact")
+    whole = [r for r in results["compact"] if r["config"]["form"] == REFERENCE]
+    order = list(dict.fromkeys((r["dataset"], r["model"]) for r in rows))
+    rows = sorted(
+        rows,
+        key=lambda r: (
+            order.index((r["dataset"], r["model"])),
+            r["examples"],
+            -r["bytes"],
+        ),
+    )
+    lines = [
+        [
+            f"{row['dataset']}, {row['model']}",
+            f"{row['examples']:,}",
+            row["config"]["form"],
+            f"{row['bytes']:,}",
+            markdown.accuracy(row),
+            _share(row, [r for r in whole if comparable(r, row)]),
+        ]
+        for row in rows
+    ]
+    head = (
+        "corpus, network | examples | form | bytes | accuracy | % of float32's accuracy"
+    )
+    counts = sorted({row["num_inits"] for row in rows})
+    inits = " to ".join(f"{n}" for n in dict.fromkeys((counts[0], counts[-1])))
+    return markdown.table(head, lines) + (
+        f"Test accuracy in %, mean ± sd over {inits} random θ0, the same for each form "
+        "of a set, in the set's own order and step sizes. Bytes are those of all "
+        "arrays, labels and step sizes too. Forms are of the finished set: nothing was "
+        "learned again.\n\n"
+    )
+
+
+def _share(row: Row, whole: Sequence[Row]) -> str:
+    if not whole or not whole[-1]["accuracy_mean"]:
+        return "-"
+    return f"{100 * row['accuracy_mean'] / whole[-1]['accuracy_mean']:.1f}"
