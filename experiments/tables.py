@@ -17,8 +17,15 @@ from pathlib import Path
 from absl import app, flags
 
 from distill_jax import statistics
+from experiments import (
+    ablation_tables,
+    compact_tables,
+    curves,
+    markdown,
+    suite_tables,
+    verdict,
+)
 from experiments import claims as claims_lib
-from experiments import compact_tables, curves, markdown, suite_tables, verdict
 from experiments import rows as rows_lib
 from experiments.rows import Row
 
@@ -415,6 +422,7 @@ TABLES: dict[str, Callable[[dict[str, list[Row]]], str]] = {
     "claims": claims_lib.claims,
     "accelerator": accelerator,
     "compact": compact_tables.compact,
+    "ablation": ablation_tables.ablation,
     "suite": suite_tables.suite,
     "label_robust": suite_tables.label_robust,
 }
@@ -426,6 +434,7 @@ FILES = (
     "acquisition",
     "accelerator",
     "compact",
+    "ablation",
 )
 
 
