@@ -247,8 +247,9 @@ def _mc_dropout(problem: Problem) -> Ready:
 
     c, vectors = problem.config, jnp.asarray(problem.arrays["vectors"])
     theta, tokens = _tree(problem.arrays), problem.arrays["tokens"][None]
-    mask = (tokens != 0).astype(vectors.dtype)
-    pool: Any = Batch(tokens, mask, np.zeros((*tokens.shape[:2], 1), vectors.dtype))
+    mask: Any = (tokens != 0).astype(vectors.dtype)
+    nothing: Any = np.zeros((*tokens.shape[:2], 1), vectors.dtype)
+    pool = Batch(tokens, mask, nothing)
     score = mc_log_probs(_model(c, vectors))
 
     @jax.jit

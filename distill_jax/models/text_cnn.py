@@ -297,10 +297,11 @@ def _largest_fwd(x, mask, kernels):
 
 def _largest_bwd(saved, cotangents):
     saved, mask = saved
-    d_x, d_kernels = 0.0, {}
+    d_inputs, d_kernels = [], {}
     for name, cotangent in cotangents.items():
         d_padded, d_kernels[name], _ = _winner_scores_bwd(saved[name], cotangent)
-        d_x += d_padded[:, : mask.shape[1]]
+        d_inputs.append(d_padded[:, : mask.shape[1]])
+    d_x: Any = sum(d_inputs)
     return d_x * mask[..., None].astype(d_x.dtype), None, d_kernels
 
 
