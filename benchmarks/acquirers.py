@@ -249,7 +249,8 @@ def _mc_dropout(problem: Problem) -> Ready:
     theta, tokens = _tree(problem.arrays), problem.arrays["tokens"][None]
     mask: Any = (tokens != 0).astype(vectors.dtype)
     nothing: Any = np.zeros((*tokens.shape[:2], 1), vectors.dtype)
-    pool = Batch(tokens, mask, nothing)
+    words: Any = tokens
+    pool = Batch(words, mask, nothing)
     score = mc_log_probs(_model(c, vectors))
 
     @jax.jit
