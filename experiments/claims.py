@@ -392,7 +392,7 @@ def run(
         )
     if dry_run:
         return []
-    found = answers(result_rows.read(results))
+    found = answers(verdict.of_best_recipe(result_rows.read(results)))
     if not found:
         raise ValueError(
             f"{results} has no budget with distilled and real examples: run "

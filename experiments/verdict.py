@@ -5,6 +5,7 @@ share their theta_0, so the test pairs these (sign flips), with Holm's correctio
 the budgets; the interval redraws the sets of both sides and the theta_0.
 """
 
+import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -101,6 +102,38 @@ def verdicts(rows: Sequence[Row], question: str = "own") -> list[Verdict]:
     return [
         Verdict(budget, question, ours, real, d, float(p))
         for (budget, ours, real), d, p in zip(pairs, found, adjusted, strict=True)
+    ]
+
+
+def of_best_recipe(rows: Sequence[Row]) -> list[Row]:
+    """The rows without distilled ones whose recipe another beats on validation.
+
+    A budget may have been distilled by several recipes, whose rows all stay in the
+    file. That of the row with the best validation accuracy counts, the newest of
+    equals, with all its rows; real examples have one recipe.
+
+    Args:
+        rows: of experiments.compare, oldest first.
+    """
+
+    def cell(row: Row) -> tuple:
+        names = ("preset", "dataset", "model", "examples_per_class")
+        return tuple(row[name] for name in names)
+
+    def recipe(row: Row) -> str:
+        settings = row["config"].get("settings", {}).get("distilled")
+        return json.dumps(settings, sort_keys=True)
+
+    best: dict[tuple, Row] = {}
+    for row in rows:
+        if row["method"] == "distilled":
+            leads = best.setdefault(cell(row), row)
+            if _chosen(row) >= _chosen(leads):
+                best[cell(row)] = row
+    return [
+        row
+        for row in rows
+        if row["method"] != "distilled" or recipe(row) == recipe(best[cell(row)])
     ]
 
 

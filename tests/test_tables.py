@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import rows, tables
+from experiments import rows, tables, verdict
 from tests.test_rows import experiment_row, speed_row
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +60,24 @@ def results():
             speed_row(seconds_median=0.301),
         ],
     }
+
+
+def test_of_several_recipes_that_with_the_best_validation_counts():
+    def row(recipe, validation, mean=0.5, **changes):
+        settings = {"distilled": {"meta_lr": recipe}} if recipe else {}
+        facts = {"settings": settings, "validation_accuracy": validation}
+        return scored("distilled", mean, config=facts) | changes
+
+    weak, weak_hard = row(1, 0.6, 0.9), row(1, 0.5, labels="hard")
+    strong, strong_hard = row(2, 0.7), row(2, 0.4, labels="hard")
+    elsewhere = row(1, 0.1, examples_per_class=99.0)
+    real = scored("random", 0.2, config={"validation_accuracy": 0.9})
+    kept = verdict.of_best_recipe
+    for order in ([weak, weak_hard, strong, strong_hard], [strong, weak, strong_hard]):
+        wanted = [one for one in order if one in (strong, strong_hard)]
+        assert kept([*order, elsewhere, real]) == [*wanted, elsewhere, real]
+    equal = row(3, 0.7)
+    assert kept([strong, equal]) == [equal]
 
 
 def lines(text):
