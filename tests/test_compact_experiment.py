@@ -12,6 +12,7 @@ import pytest
 from distill_jax import artifact, evaluate, report
 from distill_jax.types import Distilled
 from experiments import compact, compact_tables, recipe, saved
+from experiments import forms as known
 from experiments import rows as result_rows
 from experiments.pages import NotDrawn
 from experiments.task import VALIDATION_CHUNK
@@ -105,10 +106,8 @@ def test_the_bytes_are_those_of_all_arrays(weighed):
         "float16": 2 * (N * L * D + REST),
         "int8": N * L * D + 4 * N * L + 2 * REST,
     }
-    expected |= {f"low_rank:{r}": 4 * (r * N * (L + D) + REST) for r in compact.RANKS}
-    expected |= {
-        f"shared_basis:{k}": 4 * (k * (N * L + D) + REST) for k in compact.SIZES
-    }
+    expected |= {f"low_rank:{r}": 4 * (r * N * (L + D) + REST) for r in known.RANKS}
+    expected |= {f"shared_basis:{k}": 4 * (k * (N * L + D) + REST) for k in known.SIZES}
     assert {form: row["bytes"] for form, row in rows.items()} == expected
     for forms in (["int8", "float16", "float32"], [*RANKS, "float32"], BASES):
         sizes = [rows[form]["bytes"] for form in forms]
@@ -361,9 +360,9 @@ def test_the_command_line(finished):
     ],
 )
 def test_forms_are_tried_that_fit_and_are_smaller(shape, sizes):
-    got = compact.fitting(shape)
+    got = known.fitting(shape)
     assert [f"{form}" for form in got] == [*FORMS[:3], *sizes]
-    assert [compact.form_of(f"{form}") for form in got] == got
+    assert [known.form_of(f"{form}") for form in got] == got
 
 
 # The table

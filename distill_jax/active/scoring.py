@@ -25,7 +25,7 @@ Score = Callable[[Any, jax.Array], "Scored"]  # (network, key) -> what a query m
 
 # Items scored at once. Always the same ones together, whatever the chunks: so the
 # chunks change no bit. On CPU the windows of so many sentences stay in cache.
-_BLOCK = 64
+_BLOCK = 16
 
 
 def mc_log_probs(
