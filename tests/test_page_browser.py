@@ -38,6 +38,7 @@ def browser():
     # In a container there is neither a sandbox nor much of /dev/shm.
     for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage"):
         options.add_argument(f"--{argument}")
+    options.add_argument("--hide-scrollbars")  # paper and phones have none
     logs = {"browser": "ALL", "performance": "ALL"}
     options.set_capability("goog:loggingPrefs", logs)
     service = webdriver.ChromeService(program("chromedriver", "chromium-driver"))
