@@ -90,8 +90,9 @@ class Config(recipe.Config):
                 raise ValueError(
                     f"--{name} must be at least 1, got {getattr(self, name)}"
                 )
-        if self.test_inits < 2:
-            raise ValueError("--test_inits must be at least 2, to tell methods apart")
+        for name in ("test_inits", "selection_seeds"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"--{name} must be at least 2, to tell methods apart")
         for name in ("distill_batch", "pool_size", "percent"):
             if getattr(self, name) < 0:
                 raise ValueError(

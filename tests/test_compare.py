@@ -293,6 +293,7 @@ def test_a_start_and_four_rounds(whole, tmp_path, monkeypatch):
         ({"dropout": 0.0}, "--dropout must be between 0 and 1"),
         ({"tuning_inits": 0}, "--tuning_inits must be at least 1"),
         ({"test_inits": 1}, "--test_inits must be at least 2"),
+        ({"selection_seeds": 1}, "--selection_seeds must be at least 2"),
         ({"passes": 1}, "bald"),
         ({"many_at": "x"}, "--many_at must be whole numbers"),
     ],
