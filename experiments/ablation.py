@@ -19,7 +19,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,15 +27,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import checkpoints as ckpt
 from distill_jax import evaluate
-from distill_jax.distill import NonFiniteMetaGradient, Schedule, distill
+from distill_jax.distill import NonFiniteMetaGradient
 from experiments import ablation_tables, recipe
 from experiments import config as flagged
 from experiments import rows as result_rows
 from experiments.ablation_tables import ALL_ON
 from experiments.config import setting
-from experiments.running import Reporter, estimate, told_in_a_line, warm_bar
+from experiments.running import estimate, learned, told_in_a_line
 from experiments.task import VALIDATION_CHUNK, Task
 
 MANY = 4  # theta_0 in a meta-step, where all on has one
@@ -242,35 +240,13 @@ def _scored(config: recipe.Config, task: Task, folder: Path, name: str, say) -> 
     start = recipe.start_of(config, task)
     setup = recipe.build(config, task, start)
     saved, key = folder / "checkpoints", jax.random.key(config.seed)
-    began, state = time.perf_counter(), setup.state
-    if config.warm_steps and ckpt.latest_step(saved) is None:
-        state = setup.begin(recipe.warmed(config, task, start, warm_bar))
-    with Reporter(config.num_meta_steps, config.num_inits) as report:
-        result = distill(
-            setup.step,
-            state,
-            setup.next_batch,
-            setup.validate,
-            Schedule(
-                config.num_meta_steps, config.validate_every, config.checkpoint_every
-            ),
-            key=key,
-            num_inits=config.num_inits,
-            checkpoints=saved,
-            resume=True,
-            fingerprint=recipe.fingerprint(config, task),
-            report=report,
-        )
+    result, seconds = learned(config, task, start, setup, saved)
     best = jax.tree.map(jnp.asarray, result.best)
     # The keys of `experiments.distill`, so that it gives the same numbers.
     test_key = jax.random.split(jax.random.fold_in(key, 2))[1]
     keys = jax.random.split(test_key, config.test_inits)
     test = evaluate.padded(task.test, VALIDATION_CHUNK)
     accuracies = np.asarray(setup.native(best.batches, best.lr, keys, test), float)
-    seconds = time.perf_counter() - began
-    taken = config.num_meta_steps - (result.resumed_from or 0)
-    if result.resumed_from and taken:
-        seconds *= config.num_meta_steps / taken
     score = Score(
         result.best_accuracy,
         result.best_step,

@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import active, artifact, checkpoints, evaluate, queries, statistics
-from distill_jax.distill import Schedule, distill
+from distill_jax import active, artifact, evaluate, queries, statistics
 from distill_jax.selection import SELECTIONS
 from distill_jax.types import Batch, Distilled
 from experiments import fitting, recipe, saved
 from experiments import rows as result_rows
 from experiments.baselines import teacher_labels
-from experiments.running import Reporter, warm_bar
+from experiments.running import learned
 from experiments.scoring import QUERY, Bench, Cell, Score
 from experiments.task import VALIDATION_CHUNK, Task, mean_vectors, take
 
@@ -209,34 +208,7 @@ class Workbench(Bench):
             return artifact.to_distilled(loaded), loaded.card["results"]["seconds"]
         start = recipe.start_of(config, task)
         setup = recipe.build(config, task, start)
-        began, state = time.perf_counter(), setup.state
-        if (
-            config.warm_steps
-            and checkpoints.latest_step(folder / "checkpoints") is None
-        ):
-            state = setup.begin(recipe.warmed(config, task, start, warm_bar))
-        with Reporter(config.num_meta_steps, config.num_inits) as report:
-            result = distill(
-                setup.step,
-                state,
-                setup.next_batch,
-                setup.validate,
-                Schedule(
-                    config.num_meta_steps,
-                    config.validate_every,
-                    config.checkpoint_every,
-                ),
-                key=jax.random.key(config.seed),
-                num_inits=config.num_inits,
-                checkpoints=folder / "checkpoints",
-                resume=True,
-                fingerprint=settings,
-                report=report,
-            )
-        seconds = time.perf_counter() - began
-        taken = config.num_meta_steps - (result.resumed_from or 0)
-        if result.resumed_from and taken:
-            seconds *= config.num_meta_steps / taken
+        result, seconds = learned(config, task, start, setup, folder / "checkpoints")
         best = jax.tree.map(jnp.asarray, result.best)
         facts = {"validation": result.best_accuracy, "seconds": seconds}
         saved.save(folder / "artifact", config, task, best, facts)

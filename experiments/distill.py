@@ -18,7 +18,6 @@ import numpy as np
 
 from distill_jax import checkpoints as ckpt
 from distill_jax import evaluate, page
-from distill_jax.distill import Schedule, distill
 from distill_jax.selection import SELECTIONS
 from distill_jax.types import Batch, Distilled, MetaState
 from experiments import config as flagged
@@ -34,9 +33,8 @@ from experiments.recipe import (
     fingerprint,
     load,
     start_of,
-    warmed,
 )
-from experiments.running import Reporter, estimate, told_in_a_line, warm_bar
+from experiments.running import estimate, learned, told_in_a_line
 from experiments.task import (
     VALIDATION_CHUNK,
     Task,
@@ -110,28 +108,10 @@ def run(
     if overwrite and folder.exists():
         shutil.rmtree(folder)
     out.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    state = setup.state
-    if config.warm_steps and not (resume and ckpt.latest_step(folder) is not None):
-        state = setup.begin(warmed(config, task, start, warm_bar))
     events = out / "tensorboard" if tensorboard else None
-    with Reporter(config.num_meta_steps, config.num_inits, events) as report:
-        result = distill(
-            setup.step,
-            state,
-            setup.next_batch,
-            setup.validate,
-            Schedule(
-                config.num_meta_steps, config.validate_every, config.checkpoint_every
-            ),
-            key=key,
-            num_inits=config.num_inits,
-            checkpoints=folder,
-            resume=resume,
-            fingerprint=settings,
-            report=report,
-        )
-    seconds = time.perf_counter() - began
+    result, seconds = learned(
+        config, task, start, setup, folder, resume=resume, tensorboard=events
+    )
     say(
         f"Best on {config.select_on} {result.best_accuracy:.1%} at meta-step "
         f"{result.best_step:,}; {seconds:.0f} s."

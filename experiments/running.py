@@ -11,8 +11,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from distill_jax.distill import Interrupted, Progress
-from experiments.recipe import Config, Setup
+from distill_jax import checkpoints as ckpt
+from distill_jax.distill import DistillResult, Interrupted, Progress, Schedule, distill
+from distill_jax.types import Distilled
+from experiments.recipe import Config, Setup, fingerprint, warmed
+from experiments.task import Task
 
 
 @contextmanager
@@ -111,6 +114,57 @@ def warm_bar(steps: Iterable[int]) -> Iterable[int]:
     from tqdm import tqdm
 
     return tqdm(steps, desc="warm-up", unit="step", mininterval=1.0)
+
+
+def learned(
+    config: Config,
+    task: Task,
+    start: Distilled,
+    setup: Setup,
+    folder: Path,
+    *,
+    resume: bool = True,
+    tensorboard: Path | None = None,
+) -> tuple[DistillResult, float]:
+    """Warms the start up and distils it, with progress bars and checkpoints.
+
+    Args:
+        config: the settings.
+        task: from `recipe.load`.
+        start: from `recipe.start_of`.
+        setup: from `recipe.build`; its state is donated.
+        folder: of the checkpoints.
+        resume: go on from those in `folder`; a warm-up is over then.
+        tensorboard: folder for event files, none if None.
+
+    Returns:
+        The result, and the seconds that all of its meta-steps take; of a run that was
+        resumed they are reckoned from those it took here.
+    """
+    began, state = time.perf_counter(), setup.state
+    if config.warm_steps and not (resume and ckpt.latest_step(folder) is not None):
+        state = setup.begin(warmed(config, task, start, warm_bar))
+    with Reporter(config.num_meta_steps, config.num_inits, tensorboard) as report:
+        result = distill(
+            setup.step,
+            state,
+            setup.next_batch,
+            setup.validate,
+            Schedule(
+                config.num_meta_steps, config.validate_every, config.checkpoint_every
+            ),
+            key=jax.random.key(config.seed),
+            num_inits=config.num_inits,
+            checkpoints=folder,
+            resume=resume,
+            fingerprint=fingerprint(config, task),
+            report=report,
+        )
+    seconds = time.perf_counter() - began
+    taken = config.num_meta_steps - (result.resumed_from or 0)
+    if result.resumed_from and taken:
+        seconds *= config.num_meta_steps / taken
+    return result, seconds
 
 
 class Reporter:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from distill_jax.distill import DistillResult, NonFiniteMetaGradient
-from experiments import ablation, ablation_tables, distill, recipe
+from experiments import ablation, ablation_tables, distill, recipe, running
 from experiments import rows as result_rows
 from tests.test_experiments import TINY, as_flags, child, write_corpus
 from tests.test_rows import experiment_row
@@ -105,9 +105,9 @@ def quickened(patch) -> list:
     def warmed(config, task, start, shown):
         return start.replace(x=start.x + 1)
 
-    patch.setattr(ablation, "distill", ends)
+    patch.setattr(running, "distill", ends)
     patch.setattr(ablation, "estimate", lambda *_: "")
-    patch.setattr(recipe, "warmed", warmed)
+    patch.setattr(running, "warmed", warmed)
     patch.setattr(recipe, "native_scorer", lambda *_: native)
     return begun
 
@@ -254,7 +254,7 @@ def test_levers_follow_what_is_on(changes, added, absent):
 def test_the_same_command_again_does_nothing_twice(every, corpus, monkeypatch):
     run, _ = every
     before = run.results.read_bytes()
-    monkeypatch.setattr(ablation, "distill", None)
+    monkeypatch.setattr(running, "distill", None)
     monkeypatch.setattr(ablation, "estimate", None)
     again = Run(corpus, run.results.parent)
     assert again.added == [] and run.results.read_bytes() == before
@@ -266,20 +266,20 @@ def test_the_same_command_again_does_nothing_twice(every, corpus, monkeypatch):
 def test_it_goes_on_with_the_seed_it_was_stopped_at(
     corpus, tmp_path, quick, monkeypatch
 ):
-    really = ablation.distill
+    really = running.distill
 
     def stopped(*args, **options):
         if len(quick) == 3:
             raise KeyboardInterrupt
         return really(*args, **options)
 
-    monkeypatch.setattr(ablation, "distill", stopped)
+    monkeypatch.setattr(running, "distill", stopped)
     with pytest.raises(KeyboardInterrupt):
         Run(corpus, tmp_path)
     rows = result_rows.read(tmp_path / "r.jsonl")
     assert [row["config"]["variant"] for row in rows] == ["all on"]
     assert rows[0]["config"]["validation_accuracy"] == pytest.approx(0.505)
-    monkeypatch.setattr(ablation, "distill", really)
+    monkeypatch.setattr(running, "distill", really)
     again = Run(corpus, tmp_path)
     assert "  noise start: --start=noise (1 of 2 seeds done)" in again.said
     whole = [json.dumps(settings, sort_keys=True) for settings, _ in quick]
@@ -300,14 +300,14 @@ def test_rows_of_other_settings_are_not_taken_for_these(corpus, tmp_path, quick)
 def test_numbers_that_are_not_finite_spare_the_other_variants(
     corpus, tmp_path, quick, monkeypatch
 ):
-    really = ablation.distill
+    really = running.distill
 
     def breaks(*args, fingerprint, **options):
         if fingerprint["start"] == "noise":
             raise NonFiniteMetaGradient("5 meta-gradients in a row")
         return really(*args, fingerprint=fingerprint, **options)
 
-    monkeypatch.setattr(ablation, "distill", breaks)
+    monkeypatch.setattr(running, "distill", breaks)
     with pytest.raises(ablation.Failed, match="without a row: noise start$"):
         Run(corpus, tmp_path, seeds=1)
     rows = result_rows.read(tmp_path / "r.jsonl")
@@ -316,7 +316,7 @@ def test_numbers_that_are_not_finite_spare_the_other_variants(
 
 
 def test_a_dry_run_distils_nothing(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation, "distill", None)
+    monkeypatch.setattr(running, "distill", None)
     monkeypatch.setattr(ablation, "estimate", lambda *_: "Estimate: 3 s")
     run = Run(corpus, tmp_path, dry_run=True)
     assert run.added == [] and not list(tmp_path.iterdir())
@@ -342,7 +342,7 @@ def test_a_dry_run_distils_nothing(corpus, tmp_path, monkeypatch):
 def test_bad_settings_are_refused_before_long_work(
     corpus, tmp_path, monkeypatch, changes, message
 ):
-    monkeypatch.setattr(ablation, "distill", None)
+    monkeypatch.setattr(running, "distill", None)
     monkeypatch.setattr(ablation, "estimate", None)
     with pytest.raises(ValueError, match=message) as raised:
         Run(corpus, tmp_path, **changes)

@@ -13,7 +13,16 @@ import pytest
 
 from distill_jax import active, data, queries
 from distill_jax.distill import Interrupted
-from experiments import cells, compare, fitting, recipe, resplit, tables, verdict
+from experiments import (
+    cells,
+    compare,
+    fitting,
+    recipe,
+    resplit,
+    running,
+    tables,
+    verdict,
+)
 from experiments import rows as result_rows
 from experiments.scoring import Cell, cell_of
 from tests.test_rows import compare_row
@@ -178,7 +187,7 @@ def test_what_is_missing_is_done_again_and_the_same(
     def never(*_, **__):
         raise AssertionError("a set was distilled again")
 
-    monkeypatch.setattr(cells, "distill", never)
+    monkeypatch.setattr(running, "distill", never)
     again = Run(corpus, tmp_path)
     assert len(again.lines) == NUM_CELLS
     rows, expected = cell_rows(again.rows), cell_rows(whole.rows)
@@ -209,7 +218,7 @@ def test_rows_survive_a_stop(corpus, tmp_path, monkeypatch):
     """Ctrl-C in a distillation: the rows before it are there, and it goes on."""
     choices = {"methods": "random,distilled", "budgets": "5", "soft_labels": False}
     settings = {"many_at": "", "num_meta_steps": 20, **choices}
-    real = cells.distill
+    real = running.distill
 
     def stopped(step, state, next_batch, *args, **kwargs):
         def signalled(number):
@@ -220,7 +229,7 @@ def test_rows_survive_a_stop(corpus, tmp_path, monkeypatch):
         return real(step, state, signalled, *args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(cells, "distill", stopped)
+        patch.setattr(running, "distill", stopped)
         Run(corpus, tmp_path, **settings)
     assert len(result_rows.read(tmp_path / "r.jsonl")) == 1
     resumed = []
@@ -231,7 +240,7 @@ def test_rows_survive_a_stop(corpus, tmp_path, monkeypatch):
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "distill", watched)
+        patch.setattr(running, "distill", watched)
         run = Run(corpus, tmp_path, **settings)
     assert resumed == [13] and len(run.lines) == 4
 

@@ -235,7 +235,7 @@ def test_without_baselines(corpus, tmp_path):
 
 
 def test_a_dry_run_trains_nothing(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(distill, "distill", None)
+    monkeypatch.setattr(running, "distill", None)
     said = []
     rows = distill.run(
         distill.Config(**TINY | {"dataset": str(corpus)}),
@@ -303,7 +303,7 @@ def test_a_run_is_deleted_only_when_another_begins(
         assert not checkpoints.exists()
         raise Interrupted("stopped", signal.SIGINT, 0)
 
-    monkeypatch.setattr(distill, "distill", interrupted)
+    monkeypatch.setattr(running, "distill", interrupted)
     with pytest.raises(Interrupted):
         begin_again(corpus, out, [], overwrite=True)
 
