@@ -240,24 +240,24 @@ def _tree(arrays: Arrays) -> dict[str, Any]:
 
 def _mc_dropout(problem: Problem) -> Ready:
     import jax
-    import jax.numpy as jnp
 
     from distill_jax.active import mc_log_probs
     from distill_jax.types import Batch
 
-    c, vectors = problem.config, jnp.asarray(problem.arrays["vectors"])
+    c, vectors = problem.config, problem.arrays["vectors"]
     theta, tokens = _tree(problem.arrays), problem.arrays["tokens"][None]
     mask: Any = (tokens != 0).astype(vectors.dtype)
     nothing: Any = np.zeros((*tokens.shape[:2], 1), vectors.dtype)
     words: Any = tokens
     pool = Batch(words, mask, nothing)
-    score = mc_log_probs(_model(c, vectors))
 
     @jax.jit
-    def scored(theta, pool, key):
+    def scored(vectors, theta, pool, key):
+        # An argument: a constant of the program is copied by each of its compilers.
+        score = mc_log_probs(_model(c, vectors))
         return score(theta, pool, jax.random.split(key, c.passes or 1))
 
-    args = jax.device_put((theta, pool, jax.random.key(0)))
+    args = jax.device_put((vectors, theta, pool, jax.random.key(0)))
     lowered = scored.lower(*args)
     start = time.perf_counter()
     compiled = lowered.compile()
