@@ -14,7 +14,7 @@ from distill_jax.models import MODELS
 from distill_jax.models.adapters import from_linen, from_nnx
 from distill_jax.models.bag import bag
 from distill_jax.models.bilstm import bilstm
-from distill_jax.models.mean_cnn import mean_cnn
+from distill_jax.models.mean_cnn import ACTIVATIONS, mean_cnn
 from distill_jax.models.text_cnn import text_cnn
 from distill_jax.models.transformer import transformer
 from distill_jax.types import Batch, Distilled
@@ -302,7 +302,7 @@ def test_reference_windows_centre_the_features_of_a_mean_cnn():
 
 
 def test_the_filters_of_a_mean_cnn_have_the_scale_asked_for():
-    for activation, gain in (("relu", 2.0), ("tanh", 1.0)):
+    for activation, gain in (("relu", 2.0), ("tanh", 1.0), ("cos", 1.0)):
         model = mean_cnn(
             np.ones((2, 50)), C, filters=500, activation=activation, kernel_scale=3.0
         )
@@ -318,6 +318,35 @@ def test_the_filters_of_a_mean_cnn_have_the_scale_asked_for():
     words = np.tanh(VECTORS[np.asarray(TOKENS[1])] @ params["conv_1"]["kernel"])
     x = model.embed(params, TOKENS[1:2])
     close(model.features(params, x, jnp.ones((1, L)))[0], words.mean(0))
+
+
+def test_cosines_of_random_phase_tell_near_words_from_far_ones():
+    """Their kernel is exp(-scale^2 |x - y|^2 / 2 D), Rahimi & Recht 2007, theorem 1."""
+    rng = np.random.default_rng(0)
+    table = np.concatenate([np.zeros((1, 50)), rng.normal(size=(8, 50))])
+    table[1:] *= np.linspace(0.1, 1, 8)[:, None]
+    settings = {"activation": "cos", "kernel_scale": 1.4, "references": 0}
+    model = mean_cnn(table, C, widths=(1,), filters=20_000, **settings)
+    params = jax.jit(model.init)(jax.random.key(0))
+    words = jnp.asarray(table[1:, None])
+    h = np.asarray(model.features(params, words, jnp.ones(words.shape[:2])))
+    apart = ((table[1:, None] - table[None, 1:]) ** 2).sum(-1)
+    expected = np.exp(-(1.4**2) * apart / (2 * 50))
+    assert expected.min() < 0.4
+    np.testing.assert_allclose(h @ h.T / 20_000, expected, atol=0.03)
+
+
+def test_cosines_are_those_of_numpy_with_their_derivatives():
+    z = np.linspace(-50, 50, 4001)
+    for dtype, far in ((jnp.float32, 1e-5), (jnp.float64, 1e-12)):
+        wave, a = ACTIVATIONS["cos"], jnp.asarray(z, dtype)
+        slope, bend = jax.grad(wave), jax.grad(jax.grad(wave))
+        for got, expected in (
+            (wave(a), np.cos(z)),
+            (jax.vmap(slope)(a), -np.sin(z)),
+            (jax.vmap(bend)(a), -np.cos(z)),
+        ):
+            np.testing.assert_allclose(got, np.sqrt(2) * expected, atol=far)
 
 
 def test_a_mean_cnn_begins_with_one_answer_for_every_theta_0():
