@@ -3,7 +3,7 @@
     python -m experiments.tables            # rewrite what is between the markers
     python -m experiments.tables --check    # change nothing; exit 1 if they differ
 
-Takes a second, on any machine. A table NAME stands in the README between the lines
+A table NAME stands in the README between the lines
 `<!-- table:NAME -->` and `<!-- /table -->`. Of rows that measure the same thing, the
 newest counts, and of distilled sets by several recipes those that are best on
 validation. Means and standard deviations are in %.
