@@ -30,11 +30,15 @@ class Corpus(NamedTuple):
         features: `[N, H]`, for instance mean word vectors.
         labels: `[N]` integers.
         sentences: `rows [M] -> Batch` with the embedded `x [M, L, D]` of those rows.
+        tokens: `[N, L]` rows of `table`, 0 is padding; None if `keywords` is not asked.
+        table: `[V, D]`, the word vectors.
     """
 
     features: np.ndarray
     labels: np.ndarray
     sentences: Callable[[np.ndarray], Batch]
+    tokens: np.ndarray | None = None
+    table: np.ndarray | None = None
 
 
 class Started(NamedTuple):
@@ -120,6 +124,69 @@ def class_means(corpus: Corpus, n: int, key: jax.Array) -> Started:
     return Started(x, labels[rows])
 
 
+def keywords(corpus: Corpus, n: int, key: jax.Array) -> Started:
+    """The words that tell a class from the others, dealt out to its sentences.
+
+    With p and q the shares of sentences with a word, in the class (n_1 sentences) and
+    outside it (n_0), and r that in all,
+
+        z = (p - q) / sqrt(r (1 - r) (1 / n_1 + 1 / n_0)),
+
+    whose square is the chi-squared of feature selection (Yang & Pedersen 1997). Of m
+    sentences of a class, the j-th has the words j, j + m, j + 2m, ... by falling z,
+    down to 0. Words without a vector (all zeros) are left out.
+
+    Args:
+        corpus: its tokens, table and labels are read.
+        n: how many sentences.
+        key: which classes have one sentence more, where C does not divide n.
+
+    Returns:
+        Sentences, the strongest words first, then padding; balanced classes.
+
+    Raises:
+        ValueError: if n is below 1, or more than there are of a class; without tokens
+            or table; if a class has no such words, or too few for its sentences.
+    """
+    if corpus.tokens is None or corpus.table is None:
+        raise ValueError(
+            "start keywords reads Corpus.tokens and Corpus.table: give both"
+        )
+    labels, table = np.asarray(corpus.labels), np.asarray(corpus.table)
+    rows = random_balanced(np.zeros((len(labels), 1)), labels, n, key)
+    V, L = len(table), corpus.tokens.shape[1]
+    known = table.any(-1)
+    known[0] = False
+    has = [np.unique(sentence) for sentence in np.asarray(corpus.tokens)]
+    counts = {
+        label: np.bincount(
+            np.concatenate([has[i] for i in np.flatnonzero(labels == label)]),
+            minlength=V,
+        )
+        for label in np.unique(labels)
+    }
+    everywhere = np.sum(list(counts.values()), 0)
+    r = everywhere / len(labels)
+    x = np.zeros((n, L, table.shape[1]), table.dtype)
+    for label in np.unique(labels[rows]):
+        inside = (labels == label).sum()
+        outside = max(len(labels) - inside, 1)
+        apart = counts[label] / inside - (everywhere - counts[label]) / outside
+        z = apart / np.sqrt(np.maximum(r * (1 - r), 1e-12) * (1 / inside + 1 / outside))
+        order = np.argsort(-z, kind="stable")
+        order = order[(z[order] > 0) & known[order]]
+        places = np.flatnonzero(labels[rows] == label)
+        if len(order) < len(places):
+            raise ValueError(
+                f"class {label} has {len(order)} words that it has more often than the "
+                f"others, too few for {len(places)} sentences: take another start"
+            )
+        for j, place in enumerate(places):
+            words = order[j :: len(places)][:L]
+            x[place, : len(words)] = table[words]
+    return Started(x, labels[rows])
+
+
 def with_length(x: np.ndarray, length: int) -> np.ndarray:
     """The sentences cut, or their words repeated in turn, to another length.
 
@@ -183,6 +250,7 @@ STARTS: dict[str, Start] = {
     "kmeans_medoids": selected(kmeans_medoids),
     "herding": selected(herding),
     "class_means": class_means,
+    "keywords": keywords,
 }
 
 

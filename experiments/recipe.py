@@ -321,6 +321,8 @@ def start_of(config: Config, task: Task) -> Distilled:
         mean_vectors(task, task.train),
         labels_of(task.train),
         lambda rows: embedded(task, take(task.train, rows)),
+        np.asarray(task.train.x),
+        np.asarray(task.vectors.table * task.scale),
     )
     x, labels = (jnp.asarray(a) for a in STARTS[config.start](corpus, n, key))
     if config.distilled_length:

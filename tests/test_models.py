@@ -320,6 +320,22 @@ def test_the_filters_of_a_mean_cnn_have_the_scale_asked_for():
     close(model.features(params, x, jnp.ones((1, L)))[0], words.mean(0))
 
 
+def test_orthogonal_filters_agree_on_the_linear_kernel():
+    """Of D filters or more, W W' is the same for all theta_0, and so is its size."""
+    settings = {"widths": (1, 2), "activation": "tanh", "kernel_scale": 2.0}
+    model = mean_cnn(VECTORS, C, filters=40, orthogonal=True, **settings)
+    for seed in range(2):
+        params = jax.jit(model.init)(jax.random.key(seed))
+        for k in (1, 2):
+            W = np.asarray(params[f"conv_{k}"]["kernel"])
+            np.testing.assert_allclose(
+                W @ W.T, 40 * 4 / (k * D) * np.eye(k * D), atol=1e-5
+            )
+    few = mean_cnn(np.ones((2, 50)), C, filters=5, orthogonal=True, **settings)
+    W = np.asarray(jax.jit(few.init)(jax.random.key(0))["conv_1"]["kernel"])
+    np.testing.assert_allclose(W.T @ W, 4 * np.eye(5), atol=1e-5)
+
+
 def test_cosines_of_random_phase_tell_near_words_from_far_ones():
     """Their kernel is exp(-scale^2 |x - y|^2 / 2 D), Rahimi & Recht 2007, theorem 1."""
     rng = np.random.default_rng(0)
@@ -536,7 +552,7 @@ BAD_TABLE[4, 2] = np.nan
         (lambda: mean_cnn(VECTORS, C, widths=(2, 2)), r"widths .* got \(2, 2\)"),
         (lambda: mean_cnn(VECTORS, C, widths=()), "widths"),
         (lambda: mean_cnn(VECTORS, C, widths=(0,)), "width must be .* got 0"),
-        (lambda: mean_cnn(VECTORS, C, activation="sin"), "relu, tanh, got 'sin'"),
+        (lambda: mean_cnn(VECTORS, C, activation="sin"), "cos, got 'sin'"),
         (
             lambda: mean_cnn(VECTORS, C, kernel_scale=0),
             "kernel_scale .* above 0, got 0",

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
 from distill_jax import starts
 from distill_jax.starts import STARTS, Corpus
@@ -27,7 +28,9 @@ def corpus(dtype=np.float32) -> Corpus:
     def sentences(rows):
         return Batch(x[rows], mask[rows], np.eye(C)[labels[rows]])
 
-    return Corpus(mean, labels, sentences)
+    tokens = np.where(mask > 0, 1 + np.arange(N * L).reshape(N, L), 0)
+    table = np.concatenate([np.zeros((1, D), dtype), x.reshape(-1, D)])
+    return Corpus(mean, labels, sentences, tokens, table)
 
 
 @every
@@ -68,7 +71,7 @@ def test_real_sentences_keep_their_label_and_have_no_padding(name):
 
 
 def test_starts_differ():
-    assert len({STARTS[name](corpus(), 6, KEY).x.tobytes() for name in STARTS}) == 5
+    assert len({STARTS[name](corpus(), 6, KEY).x.tobytes() for name in STARTS}) == 6
 
 
 def test_one_mean_of_a_class_by_hand():
@@ -111,6 +114,56 @@ def test_means_of_a_class_of_one_sentence_over_and_over():
     )
     got = starts.class_means(real, 6, KEY)
     np.testing.assert_allclose(got.x, x[got.labels])
+
+
+def worded(tokens, labels, table) -> Corpus:
+    tokens = np.asarray(tokens)
+    return Corpus(np.zeros((len(tokens), 1)), np.asarray(labels), None, tokens, table)
+
+
+def test_keywords_are_in_the_order_of_chi_squared():
+    r = np.random.default_rng(1)
+    labels = np.arange(60) % 2
+    tokens = r.integers(1, 30, (60, 8))
+    tokens[labels == 1, 0] = 7
+    tokens[:, 4:][r.random((60, 4)) < 0.5] = 0
+    table = r.normal(size=(30, 2))
+    table[[0, 11]] = 0
+    x, classes = starts.keywords(worded(tokens, labels, table), 2, KEY)
+    found = {}
+    for word in range(1, 30):
+        has = (tokens == word).any(1)
+        cells = [
+            [(has & (labels == c)).sum(), (~has & (labels == c)).sum()] for c in (0, 1)
+        ]
+        share = [row[0] / sum(row) for row in cells]
+        if has.any() and share[0] != share[1] and word != 11:
+            score = stats.chi2_contingency(cells, correction=False).statistic
+            found.setdefault(int(share[1] > share[0]), []).append((-score, word))
+    for sentence, label in zip(x, classes, strict=True):
+        words = [word for _, word in sorted(found[int(label)])[:8]]
+        np.testing.assert_array_equal(sentence[: len(words)], table[words])
+        assert not sentence[len(words) :].any()
+    assert sorted(found[1])[0][1] == 7
+
+
+def test_keywords_are_dealt_out_to_the_sentences_of_a_class():
+    tokens = [[1, 2, 3, 4], [1, 2, 3, 0], [1, 2, 0, 0], [1, 5, 6, 7], [5, 6, 3, 0]]
+    tokens += [[5, 0, 0, 0]]
+    table = np.arange(8.0)[:, None]
+    x, classes = starts.keywords(worded(tokens, [0, 0, 0, 1, 1, 1], table), 4, KEY)
+    first, second = x[classes == 0, :, 0]
+    np.testing.assert_array_equal(first, [2, 4, 0, 0])
+    np.testing.assert_array_equal(second, [1, 3, 0, 0])
+
+
+def test_keywords_that_are_not_there():
+    table = np.arange(4.0)[:, None]
+    same = worded([[1, 2], [1, 2], [1, 2], [1, 3]], [0, 0, 1, 1], table)
+    with pytest.raises(ValueError, match="class 0 has 1 words .* too few for 2"):
+        starts.keywords(same, 4, KEY)
+    with pytest.raises(ValueError, match="Corpus.tokens"):
+        starts.keywords(same._replace(tokens=None), 2, KEY)
 
 
 def test_noise_is_standard_normal():

@@ -62,6 +62,7 @@ class _MeanCNN(nn.Module):
     filters: int
     activation: str
     kernel_scale: float
+    orthogonal: bool
     dropout: float
     out_scale: float
     references: Any  # words [R, widest, D], or None
@@ -75,12 +76,19 @@ class _MeanCNN(nn.Module):
         count = jnp.maximum(weight.sum(1), 1)
         act = ACTIVATIONS[self.activation]
         gain = 2.0 if self.activation == "relu" else 1.0
+        variance = gain * self.kernel_scale**2
         kernel_init = nn.initializers.variance_scaling(
-            gain * self.kernel_scale**2, "fan_in", "truncated_normal"
+            variance, "fan_in", "truncated_normal"
         )
         bias_init = _phases if self.activation == "cos" else nn.initializers.zeros
         pooled = []
         for k in self.widths:
+            if self.orthogonal:
+                inputs = k * x.shape[-1]
+                frame = max(inputs, self.filters)
+                kernel_init = nn.initializers.orthogonal(
+                    (variance * frame / inputs) ** 0.5
+                )
             filters = nn.Dense(
                 self.filters,
                 kernel_init=kernel_init,
@@ -122,6 +130,7 @@ def mean_cnn(
     filters: int = 128,
     activation: str = "relu",
     kernel_scale: float = 1.0,
+    orthogonal: bool = False,
     dropout: float = 0.0,
     references: int = 128,
     out_scale: float = 0.0,
@@ -141,6 +150,9 @@ def mean_cnn(
         kernel_scale: of the filters at the start, in units of He's for `relu` and of
             LeCun's for the others; a large one makes `tanh` nearly a sign, and `cos`
             tell words apart that differ little.
+        orthogonal: start from filters whose matrix has orthogonal rows (or columns, of
+            less than k D filters): then networks of all theta_0 agree on the linear
+            part of their kernel (Yu et al. 2016, orthogonal random features).
         dropout: rate after pooling, in [0, 1).
         references: windows to centre by, of words drawn once in proportion to 1 over
             their row; 0 for features that are not centred.
@@ -175,6 +187,7 @@ def mean_cnn(
         filters,
         activation,
         float(kernel_scale),
+        orthogonal,
         probability(dropout),
         out_scale,
         words,
