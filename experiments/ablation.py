@@ -35,7 +35,7 @@ from experiments import rows as result_rows
 from experiments.ablation_tables import ALL_ON
 from experiments.config import setting
 from experiments.running import estimate, learned, told_in_a_line
-from experiments.task import VALIDATION_CHUNK, Task
+from experiments.task import Task, in_chunks
 
 MANY = 4  # theta_0 in a meta-step, where all on has one
 
@@ -245,7 +245,7 @@ def _scored(config: recipe.Config, task: Task, folder: Path, name: str, say) -> 
     # The keys of `experiments.distill`, so that it gives the same numbers.
     test_key = jax.random.split(jax.random.fold_in(key, 2))[1]
     keys = jax.random.split(test_key, config.test_inits)
-    test = evaluate.padded(task.test, VALIDATION_CHUNK)
+    test = in_chunks(task.test)
     accuracies = np.asarray(setup.native(best.batches, best.lr, keys, test), float)
     score = Score(
         result.best_accuracy,

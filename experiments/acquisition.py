@@ -18,9 +18,9 @@ from experiments.baselines import validation_chunks
 from experiments.config import setting
 from experiments.recipe import BEST_SETTINGS
 from experiments.task import (
-    VALIDATION_CHUNK,
     Task,
     check_model,
+    in_chunks,
     parse_settings,
     prepare,
 )
@@ -231,7 +231,7 @@ class Learner:
         sizes = np.cumsum([self.num_start, *self.sizes]).tolist()
         sizes += [total] if self.trains_full else []
         self.max_steps = max(self.steps(n) for n in set(sizes))
-        self.chunks = evaluate.padded(task.train, VALIDATION_CHUNK)
+        self.chunks = in_chunks(task.train)
         self._compile()
 
     @property
@@ -253,7 +253,7 @@ class Learner:
         validation = validation_chunks(
             task.validation, seed=config.seed, num_examples=config.validation_examples
         )
-        test = evaluate.padded(task.test, VALIDATION_CHUNK)
+        test = in_chunks(task.test)
 
         def judge(theta):
             if config.select == "loss":

@@ -10,7 +10,7 @@ import optax
 
 from distill_jax import evaluate, losses
 from distill_jax.types import Batch
-from experiments.task import VALIDATION_CHUNK, Task, take
+from experiments.task import Task, in_chunks, take
 
 Scorer = Callable[[jax.Array, Batch], jax.Array]  # (keys [N], chunks) -> accuracies [N]
 
@@ -24,12 +24,12 @@ def validation_chunks(batch: Batch, *, seed: int, num_examples: int) -> Batch:
         num_examples: how many, at most N.
 
     Returns:
-        A batch `[K, VALIDATION_CHUNK, ...]`, in the order of the split.
+        A batch `[K, size, ...]`, see `in_chunks`, in the order of the split.
     """
     rng = np.random.default_rng(seed)
     n = min(num_examples, len(batch.y))
     rows = np.sort(rng.choice(len(batch.y), n, replace=False))
-    return evaluate.padded(take(batch, rows), VALIDATION_CHUNK)
+    return in_chunks(take(batch, rows))
 
 
 def tuned_full(
@@ -98,7 +98,7 @@ def teacher_labels(task: Task, recipe: dict[str, Any], key: jax.Array) -> np.nda
         theta = train(task.model.init(init_key), train_key)
         return jax.lax.map(lambda c: jax.nn.softmax(logits(theta, c)), chunks)
 
-    probs = probabilities(evaluate.padded(task.train, VALIDATION_CHUNK))
+    probs = probabilities(in_chunks(task.train))
     return np.asarray(probs, np.float32).reshape(-1, task.num_classes)[
         : len(task.train.y)
     ]

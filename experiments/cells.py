@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import active, artifact, evaluate, queries, statistics
+from distill_jax import active, artifact, queries, statistics
 from distill_jax.selection import SELECTIONS
 from distill_jax.types import Batch, Distilled
 from experiments import fitting, recipe, saved
@@ -20,7 +20,7 @@ from experiments import rows as result_rows
 from experiments.baselines import teacher_labels
 from experiments.running import learned
 from experiments.scoring import QUERY, Bench, Cell, Score
-from experiments.task import VALIDATION_CHUNK, Task, mean_vectors, take
+from experiments.task import Task, in_chunks, mean_vectors, take
 
 QUERIES = [QUERY + name for name in queries.QUERIES if name != "random"]
 WITH_TEACHER = ("random", "kmeans_medoids")  # with soft labels of a teacher too
@@ -104,7 +104,7 @@ class Workbench(Bench):
         N = len(self.labels)
         rows = np.sort(rng.permutation(N)[: c.pool_size or N])
         pool = take(train, rows)
-        chunks = evaluate.padded(pool, VALIDATION_CHUNK)
+        chunks = in_chunks(pool)
         oracle = active.simulated(self.labels[rows], self.task.num_classes)
         start = max(1, n // 5)
         sizes = [len(part) for part in np.array_split(range(n - start), c.query_rounds)]

@@ -30,7 +30,7 @@ from experiments.forms import Form, fitting, form_of
 from experiments.recipe import native_scorer
 from experiments.running import told_in_a_line
 from experiments.saved import inner_tx_of, task_of
-from experiments.task import VALIDATION_CHUNK, Task
+from experiments.task import Task, in_chunks
 
 FIGURE = "compact.png"
 RESULTS = "results/compact.jsonl"
@@ -165,7 +165,7 @@ def _scored(config, task: Task, stored, tx, say) -> dict[Form, Scores]:
         seen[form] = score(form, validation_keys, validation)
         say(f"{form}: {seen[form][0].mean():.1%} on validation.")
     say("Reading the test split.")
-    test = evaluate.padded(task.test, VALIDATION_CHUNK)
+    test = in_chunks(task.test)
     scores = {}
     for form, (accuracies, seconds) in seen.items():
         tested, more = score(form, test_keys, test)

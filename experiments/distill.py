@@ -36,9 +36,9 @@ from experiments.recipe import (
 )
 from experiments.running import estimate, learned, told_in_a_line
 from experiments.task import (
-    VALIDATION_CHUNK,
     Task,
     embedded,
+    in_chunks,
     labels_of,
     mean_vectors,
     take,
@@ -172,7 +172,7 @@ def _scored(
     validation = validation_chunks(
         task.validation, seed=config.seed, num_examples=config.validation_examples
     )
-    test = evaluate.padded(task.test, VALIDATION_CHUNK)
+    test = in_chunks(task.test)
     tuning_key, test_key = jax.random.split(
         jax.random.fold_in(jax.random.key(config.seed), 2)
     )

@@ -28,7 +28,7 @@ from experiments.config import setting
 from experiments.recipe import native_scorer
 from experiments.running import told_in_a_line
 from experiments.saved import inner_tx_of, task_of, with_network
-from experiments.task import VALIDATION_CHUNK, Task, check_model, parse_settings
+from experiments.task import Task, check_model, in_chunks, parse_settings
 
 # Step sizes tried by ordinary training.
 GRID = {
@@ -132,7 +132,7 @@ def run(
     ]
     # As in experiments.distill: with the seed of the run, the same theta_0.
     keys = jax.random.split(_keys(config)[1], config.test_inits)
-    test = evaluate.padded(own.test, VALIDATION_CHUNK)
+    test = in_chunks(own.test)
     say("Reading the test split.")
     scored = []
     for way in ways:

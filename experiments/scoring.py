@@ -18,7 +18,7 @@ from distill_jax.types import Batch, Distilled
 from experiments import fitting, recipe
 from experiments import rows as result_rows
 from experiments.baselines import tuned_full, validation_chunks
-from experiments.task import VALIDATION_CHUNK, Task, labels_of, take
+from experiments.task import Task, in_chunks, labels_of, take
 
 QUERY = "query:"  # before the name of a query: k_center is a selection too
 
@@ -91,7 +91,7 @@ class Bench:
         self.validation = validation_chunks(
             task.validation, seed=config.seed, num_examples=config.validation_examples
         )
-        self.test = evaluate.padded(task.test, VALIDATION_CHUNK)
+        self.test = in_chunks(task.test)
         self.trainer = fitting.Trainer(task)
         self.labels = labels_of(task.train)
         self.majority = evaluate.majority_accuracy(

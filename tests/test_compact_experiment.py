@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax import artifact, evaluate, report
+from distill_jax import artifact, report
 from distill_jax.types import Distilled
 from experiments import compact, compact_tables, recipe, saved
 from experiments import forms as known
 from experiments import rows as result_rows
 from experiments.pages import NotDrawn
-from experiments.task import VALIDATION_CHUNK
+from experiments.task import in_chunks
 from tests.test_experiments import Run, child, write_corpus
 from tests.test_rows import experiment_row
 
@@ -160,7 +160,7 @@ def test_a_form_is_trained_on_as_what_it_stands_for(
         task, task.model.init, saved.inner_tx_of({"inner_optimizer": "adam"})
     )
     key = jax.random.split(jax.random.fold_in(jax.random.key(0), 2))[1]
-    test = evaluate.padded(task.test, VALIDATION_CHUNK)
+    test = in_chunks(task.test)
     got = scorer(one.batches, one.lr, jax.random.split(key, INITS), test)
     mean = weighed[0][form]["accuracy_mean"]
     # One of 60 articles may fall on the other side.
