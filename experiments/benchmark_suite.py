@@ -47,8 +47,26 @@ SETTINGS: dict[str, dict[str, Any]] = {
 SETTINGS_OF_MODEL: dict[tuple[str, str], dict[str, Any]] = {
     ("sst5", "mean_cnn"): {"model_settings": ("widths=[1]", "filters=384")},
     ("imdb", "mean_cnn"): {
-        "model_settings": ("widths=[1]", "filters=384"),
+        "length": 400,
+        "model_settings": (
+            "widths=[1]",
+            "filters=256",
+            'activation="tanh"',
+            "orthogonal=true",
+            "references=512",
+        ),
+        "start": "keywords",
         "distilled_length": 50,
+        "num_passes": 50,
+        "inner_lr": 0.05,
+        "warm_steps": 500,
+        "warm_lr": 0.1,
+        "num_meta_steps": 400,
+        "meta_lr": 0.02,
+        "meta_lr_labels": 0.02,
+        "real_chunk": 8,
+        "full_epochs": 2,
+        "validation_examples": 1000,
     },
 }
 NOT_HERE = ("dataset", "model", "budgets", "methods", "many_at", "percent", "pooled")

@@ -327,6 +327,13 @@ def test_the_budgets_of_the_groups(tmp_path):
     assert (by_name["trec6"].length, by_name["imdb"].length) == (20, 200)
     (again,) = suite.configs("imdb", data_root=str(tmp_path), length=9)
     assert again[1].budgets == "1,10,12" and again[1].length == 9
+    of_model = {"models": "bag,mean_cnn", "data_root": str(tmp_path)}
+    bag, cnn = (config for _, config in suite.configs("imdb", **of_model))
+    assert (bag.start, bag.length, bag.full_epochs) == ("real", 200, 4)
+    assert (cnn.start, cnn.length, cnn.full_epochs) == ("keywords", 400, 2)
+    assert cnn.inner_optimizer == "momentum" and cnn.inner_lr == 0.05
+    (_, (_, cnn)) = suite.configs("imdb", **of_model, start="noise")
+    assert (cnn.start, cnn.length) == ("noise", 400)
     both = suite.configs("trec6", models="bag,text_cnn", data_root=str(tmp_path))
     assert [config.model for _, config in both] == ["bag", "text_cnn"]
     assert both[1][1].inner_optimizer == "adam"
