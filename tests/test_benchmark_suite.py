@@ -377,6 +377,26 @@ def test_the_table_of_targets():
     assert "No rows" in suite_tables.suite({"compare": []})
 
 
+def test_a_target_has_only_rows_of_one_network_beside_it():
+    """All data may be trained on later; numbers of another network are not its own."""
+
+    def cells(rows):
+        text = suite_tables.suite({"compare": rows})
+        line = next(x for x in text.splitlines() if "62.0 ± 8.8" in x)
+        return [part.strip() for part in line.strip("|").split("|")][7:10]
+
+    rows = goal_rows()
+    alone = {"full_accuracy_mean": None, "relative_accuracy": None}
+    real, full, relative = cells([row | alone for row in rows])
+    assert real == cells(rows)[0] and full == f"{100 * rows[-1]['accuracy_mean']:.1f}"
+    assert float(relative) == pytest.approx(
+        100 * rows[0]["accuracy_mean"] / rows[-1]["accuracy_mean"], abs=0.1
+    )
+    for n, row in enumerate(rows):
+        row["config"] |= {"settings": {"network": {"filters": n}}}
+    assert cells([row | alone for row in rows]) == ["-", "-", "-"]
+
+
 def test_whether_a_target_is_exceeded():
     target = suite_tables.TARGETS[0]
     got = [suite_tables._exceeds(value, target) for value in (65.9, 66, 66.1, 80)]
