@@ -155,7 +155,7 @@ def keywords(corpus: Corpus, n: int, key: jax.Array) -> Started:
     labels, table = np.asarray(corpus.labels), np.asarray(corpus.table)
     rows = random_balanced(np.zeros((len(labels), 1)), labels, n, key)
     V, L = len(table), corpus.tokens.shape[1]
-    known = table.any(-1)
+    known = (table != 0).any(1)
     known[0] = False
     has = [np.unique(sentence) for sentence in np.asarray(corpus.tokens)]
     counts = {
