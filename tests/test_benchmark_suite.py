@@ -12,7 +12,7 @@ import pytest
 
 from distill_jax.distill import Interrupted
 from experiments import benchmark_suite as suite
-from experiments import cells, compare, suite_tables
+from experiments import compare, running, suite_tables
 from experiments import rows as result_rows
 from experiments.scoring import Cell, cell_of
 from tests.test_compare import TINY, facts, scored, write_corpus
@@ -128,7 +128,7 @@ def test_what_is_missing_is_done_from_the_distillations_there(
         tmp_path / "compare.jsonl", [row for row in rows if cell_of(row) != lost]
     )
     (tmp_path / "runs").symlink_to(place.out)
-    monkeypatch.setattr(cells, "distill", never)
+    monkeypatch.setattr(running, "distill", never)
     said = []
     again = suite.run(wanted(root), place_in(tmp_path), say=said.append)
     assert [line for line in said if line.endswith(", 1 to do.")]
@@ -173,7 +173,7 @@ def test_a_job_that_fails_does_not_stop_the_others(root, tmp_path, monkeypatch):
 
 
 def test_a_stop_frees_the_job_and_it_goes_on(root, tmp_path, monkeypatch):
-    place, real, resumed = place_in(tmp_path), cells.distill, []
+    place, real, resumed = place_in(tmp_path), running.distill, []
     corpora = wanted(root, methods="distilled", num_meta_steps=20)
 
     def stopped(step, state, next_batch, *args, **kwargs):
@@ -190,10 +190,10 @@ def test_a_stop_frees_the_job_and_it_goes_on(root, tmp_path, monkeypatch):
         return result
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(cells, "distill", stopped)
+        patch.setattr(running, "distill", stopped)
         suite.run(corpora, place, estimates=False, say=lambda _: None)
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "distill", watched)
+        patch.setattr(running, "distill", watched)
         rows = suite.run(corpora, place, estimates=False, say=lambda _: None)
     assert resumed == [13, None] and [cell_of(row) for row in rows] == DISTILLED
 

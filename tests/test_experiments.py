@@ -405,10 +405,11 @@ SERVER = """
 import contextlib, io, json, resource, sys
 import experiments.distill as distill
 import experiments.evaluate as evaluate
+import experiments.running as running
 from absl import flags
 module = {"distill": distill, "evaluate": evaluate}[sys.argv[1]]
 module.define_flags()
-really = distill.distill
+really = running.distill
 
 def long_work(*args, **options):
     raise AssertionError("long work has begun")
@@ -417,7 +418,7 @@ for case in json.load(sys.stdin):
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()
     begins = case.get("begins")
-    distill.distill = really if begins else long_work
+    running.distill = really if begins else long_work
     distill.estimate = (lambda *_: "") if begins else long_work
     if module is evaluate:
         evaluate.evaluate.native = evaluate.evaluate.standard = long_work

@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("optuna", reason='pip install "distill_jax[tune]"')
 
-from distill_jax.distill import NonFiniteMetaGradient
-from experiments import distill, recipe, study, trials, tune
+from distill_jax.distill import NonFiniteMetaGradient, Schedule, distill
+from experiments import recipe, study, trials, tune
 from experiments import rows as result_rows
 from experiments.trials import Outcome, Range
 from tests.test_compare import write_corpus
@@ -166,12 +166,12 @@ def test_a_trial_is_the_distillation_that_its_settings_make(whole):
     """And its accuracy is of theta_0 that did not choose its meta-step."""
     config, task = whole.result.best, recipe.load(whole.config, print)
     setup = recipe.build(config, task, recipe.start_of(config, task))
-    result = distill.distill(
+    result = distill(
         setup.step,
         setup.state,
         setup.next_batch,
         setup.validate,
-        distill.Schedule(20, 5, 10),
+        Schedule(20, 5, 10),
         key=jax.random.key(config.seed),
         num_inits=config.num_inits,
     )
