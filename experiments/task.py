@@ -14,8 +14,8 @@ from distill_jax import data, evaluate, losses
 from distill_jax.models import MODELS
 from distill_jax.types import Batch, LossFn, Model
 
-# Examples and tokens scored at once. On CPU the layers of many long texts leave
-# the cache, and scoring takes three times as long.
+# Examples and tokens scored at once: on CPU the layers of many long texts leave the
+# cache.
 CHUNK, CPU_TOKENS = 200, 8000
 
 
