@@ -58,6 +58,15 @@ def inner_step(
     return (theta, opt_state), loss
 
 
+def frozen_once(loss_fn: LossFn, batches: Batch) -> Batch:
+    """The batches with the frozen part of the network done, where `loss_fn` has one.
+
+    It is the same at every step, so it is not left to the steps.
+    """
+    frozen = getattr(loss_fn, "frozen", None)
+    return batches if frozen is None else frozen(batches)
+
+
 def unroll(
     loss_fn: LossFn,
     theta_0: Params,
@@ -95,6 +104,7 @@ def unroll(
             f"got {list(lr.shape)}"
         )
     grad_fn = inner_grad(loss_fn)
+    batches = frozen_once(loss_fn, batches)
 
     def one_step(carry, step):
         batch, step_lr = step

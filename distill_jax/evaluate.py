@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from distill_jax.core import SGD, unroll
+from distill_jax.core import SGD, frozen_once, unroll
 from distill_jax.losses import num_correct
 from distill_jax.types import Batch, InitFn, LossFn, Model, Params
 
@@ -107,7 +107,7 @@ def standard(
 
 
 def _epoch(loss_fn, data, tx, batch_size):
-    data = jax.tree.map(jnp.asarray, data)
+    data = frozen_once(loss_fn, jax.tree.map(jnp.asarray, data))
     n = data.y.shape[0]
     size = min(batch_size, n)
 

@@ -1,6 +1,7 @@
 """Losses and scores of a `Model` on a `Batch`."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ def cross_entropy(model: Model) -> LossFn:
 
     Rows of `batch.y` that are all zero (padding of a last batch) count for nothing.
     With a `key` there is dropout. The result carries the model's `route` for
-    `gradients.mixed_mode`.
+    `gradients.mixed_mode`, and its `frozen` part for `core.frozen_once`.
     """
     logits = logits_fn(model)
 
@@ -49,6 +50,7 @@ def cross_entropy(model: Model) -> LossFn:
         return -(batch.y * log_probs).sum() / count
 
     loss.route = route_fn(model)
+    loss.frozen = None if model.frozen is None else partial(frozen_part, model)
     return loss
 
 
@@ -64,7 +66,28 @@ def num_correct(model: Model) -> Callable[[Params, Batch], jax.Array]:
 
 
 def embedded(model: Model, theta: Params, batch: Batch) -> jax.Array:
-    """`batch.x` as embeddings `[..., L, D]`; integers are looked up."""
+    """`batch.x` as the network takes it: integers are looked up, or read frozen."""
+    if model.frozen is not None:
+        return frozen_part(model, batch).x
     if jnp.issubdtype(batch.x.dtype, jnp.integer):
         return model.embed(theta, batch.x)
     return batch.x
+
+
+def frozen_part(model: Model, batch: Batch) -> Batch:
+    """The batch with what has no parameters in the network done, once and for all.
+
+    Args:
+        model: the network; without a `frozen` part the batch is given back.
+        batch: of any leading axes `[...]`.
+
+    Returns:
+        The batch with `x` `[..., B, M]`.
+    """
+    x, mask = batch.x, batch.mask
+    is_done = jnp.issubdtype(x.dtype, jnp.floating) and x.ndim == mask.ndim
+    if model.frozen is None or is_done:
+        return batch
+    rows = x.reshape(-1, *x.shape[mask.ndim - 1 :])
+    d = model.frozen(rows, mask.reshape(-1, mask.shape[-1]))
+    return Batch(d.reshape(*mask.shape[:-1], -1), mask, batch.y)

@@ -21,8 +21,9 @@ class Batch:
     """Labelled text.
 
     Attributes:
-        x: token ids `[..., B, L]` (integers, 0 is padding) or embeddings
-            `[..., B, L, D]` (floats).
+        x: token ids `[..., B, L]` (integers, 0 is padding), embeddings
+            `[..., B, L, D]` (floats), or what the frozen part of a network made of
+            them, `[..., B, M]` (floats).
         mask: `[..., B, L]`, 1 where there is a token, 0 where there is padding.
         y: class probabilities `[..., B, C]`. A row of zeros counts for nothing.
     """
@@ -76,6 +77,9 @@ class Model(NamedTuple):
             are made once in an inner step and read again by its derivatives.
         features: optional, `(params, x, mask) -> [B, H]`: what the output layer
             reads, without dropout.
+        frozen: optional, `(tokens [B, L] or x [B, L, D], mask [B, L]) -> d [B, M]`: the
+            part of the network that has no parameters. A model that has it takes `d`
+            in place of `x`, so that it is done once for a text, not at every step.
     """
 
     init: Callable[[jax.Array], Params]
@@ -83,6 +87,7 @@ class Model(NamedTuple):
     apply: Callable[..., jax.Array]
     route: Callable[..., Any] | None = None
     features: Callable[..., jax.Array] | None = None
+    frozen: Callable[..., jax.Array] | None = None
 
 
 @flax.struct.dataclass

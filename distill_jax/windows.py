@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from distill_jax.core import SGD, inner_step
+from distill_jax.core import SGD, frozen_once, inner_step
 from distill_jax.types import Batch, Distilled, LossFn, Objective, Params
 
 # (distilled, theta_0, real batch, key); has an attribute `keyed` that is true
@@ -74,6 +74,7 @@ def train_window(
             f"lr must be [E, S] with S = {S} minibatches, got {list(lr.shape)}"
         )
     grad_fn = inner_grad(loss_fn)
+    batches = frozen_once(loss_fn, batches)
 
     def one_step(carry, step):
         batch, step_lr = step

@@ -245,7 +245,7 @@ def _scored(config: recipe.Config, task: Task, folder: Path, name: str, say) -> 
     # The keys of `experiments.distill`, so that it gives the same numbers.
     test_key = jax.random.split(jax.random.fold_in(key, 2))[1]
     keys = jax.random.split(test_key, config.test_inits)
-    test = in_chunks(task.test)
+    test = in_chunks(task, task.test)
     accuracies = np.asarray(setup.native(best.batches, best.lr, keys, test), float)
     score = Score(
         result.best_accuracy,

@@ -15,10 +15,13 @@ from experiments.task import Task, in_chunks, take
 Scorer = Callable[[jax.Array, Batch], jax.Array]  # (keys [N], chunks) -> accuracies [N]
 
 
-def validation_chunks(batch: Batch, *, seed: int, num_examples: int) -> Batch:
+def validation_chunks(
+    task: Task, batch: Batch, *, seed: int, num_examples: int
+) -> Batch:
     """A random part of a split, cut into chunks to score on.
 
     Args:
+        task: whose network it is for.
         batch: the split, `[N, ...]`.
         seed: of the choice.
         num_examples: how many, at most N.
@@ -29,7 +32,7 @@ def validation_chunks(batch: Batch, *, seed: int, num_examples: int) -> Batch:
     rng = np.random.default_rng(seed)
     n = min(num_examples, len(batch.y))
     rows = np.sort(rng.choice(len(batch.y), n, replace=False))
-    return in_chunks(take(batch, rows))
+    return in_chunks(task, take(batch, rows))
 
 
 def tuned_full(
@@ -98,7 +101,7 @@ def teacher_labels(task: Task, recipe: dict[str, Any], key: jax.Array) -> np.nda
         theta = train(task.model.init(init_key), train_key)
         return jax.lax.map(lambda c: jax.nn.softmax(logits(theta, c)), chunks)
 
-    probs = probabilities(in_chunks(task.train))
+    probs = probabilities(in_chunks(task, task.train))
     return np.asarray(probs, np.float32).reshape(-1, task.num_classes)[
         : len(task.train.y)
     ]

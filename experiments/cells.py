@@ -104,7 +104,7 @@ class Workbench(Bench):
         N = len(self.labels)
         rows = np.sort(rng.permutation(N)[: c.pool_size or N])
         pool = take(train, rows)
-        chunks = in_chunks(pool)
+        chunks = in_chunks(self.task, pool)
         oracle = active.simulated(self.labels[rows], self.task.num_classes)
         start = max(1, n // 5)
         sizes = [len(part) for part in np.array_split(range(n - start), c.query_rounds)]

@@ -158,14 +158,14 @@ def _scored(config, task: Task, stored, tx, say) -> dict[Form, Scores]:
         return accuracies, time.perf_counter() - began
 
     validation = validation_chunks(
-        task.validation, seed=config.seed, num_examples=config.validation_examples
+        task, task.validation, seed=config.seed, num_examples=config.validation_examples
     )
     seen = {}
     for form in sets:
         seen[form] = score(form, validation_keys, validation)
         say(f"{form}: {seen[form][0].mean():.1%} on validation.")
     say("Reading the test split.")
-    test = in_chunks(task.test)
+    test = in_chunks(task, task.test)
     scores = {}
     for form, (accuracies, seconds) in seen.items():
         tested, more = score(form, test_keys, test)

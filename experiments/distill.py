@@ -170,9 +170,9 @@ def _scored(
     """Tunes the baselines on validation, then reads the test split, once."""
     S, B = best.y_logits.shape[:2]
     validation = validation_chunks(
-        task.validation, seed=config.seed, num_examples=config.validation_examples
+        task, task.validation, seed=config.seed, num_examples=config.validation_examples
     )
-    test = in_chunks(task.test)
+    test = in_chunks(task, task.test)
     tuning_key, test_key = jax.random.split(
         jax.random.fold_in(jax.random.key(config.seed), 2)
     )

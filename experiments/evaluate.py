@@ -122,23 +122,19 @@ def run(
     if config.model is not None:
         settings = parse_settings(config.model_settings)
         networks.append((config.model, with_network(own, config.model, settings)))
-    validation = validation_chunks(
-        own.validation, seed=config.seed, num_examples=config.validation_examples
-    )
     ways = [
         way
         for name, task in networks
-        for way in _ways(config, name, task, distilled, tx, validation, say)
+        for way in _ways(config, name, task, distilled, tx, say)
     ]
     # As in experiments.distill: with the seed of the run, the same theta_0.
     keys = jax.random.split(_keys(config)[1], config.test_inits)
-    test = in_chunks(own.test)
     say("Reading the test split.")
     scored = []
     for way in ways:
         began = time.perf_counter()
         assert way.score is not None  # only the majority line has none
-        accuracies = np.asarray(way.score(keys, test))
+        accuracies = np.asarray(way.score(keys, in_chunks(way.task, own.test)))
         scored.append((way, accuracies, way.seconds + time.perf_counter() - began))
     rows = _rows(config, saved, own, distilled, scored)
     result_rows.append(results, rows)
@@ -152,6 +148,7 @@ class _Way:
 
     Attributes:
         model: its name.
+        task: what it is trained for.
         method, training: as in the rows.
         score: `(keys [N], chunks) -> accuracies [N]`.
         recipe: what was chosen on validation.
@@ -159,6 +156,7 @@ class _Way:
     """
 
     model: str
+    task: Task
     method: str
     training: str
     score: Callable[[jax.Array, Batch], jax.Array] | None
@@ -166,18 +164,21 @@ class _Way:
     seconds: float
 
 
-def _ways(config, name, task, distilled: Distilled, tx, validation, say):
+def _ways(config, name, task, distilled: Distilled, tx, say):
     """Native, standard and, if asked for, full data, tuned on validation."""
+    validation = validation_chunks(
+        task, task.validation, seed=config.seed, num_examples=config.validation_examples
+    )
     native = native_scorer(task, task.model.init, tx)
     own_order = partial(native, distilled.batches, distilled.lr)
-    yield _Way(name, "distilled", "native", own_order, {}, 0.0)
+    yield _Way(name, task, "distilled", "native", own_order, {}, 0.0)
 
     began = time.perf_counter()
     sentences = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), distilled.batches)
     score, recipe = _tuned_standard(config, task, sentences, validation)
     say(f"{name}, ordinary training: {recipe}.")
     seconds = time.perf_counter() - began
-    yield _Way(name, "distilled", "standard", score, recipe, seconds)
+    yield _Way(name, task, "distilled", "standard", score, recipe, seconds)
 
     if config.full:
         began = time.perf_counter()
@@ -186,7 +187,7 @@ def _ways(config, name, task, distilled: Distilled, tx, validation, say):
         )
         say(f"{name}, full data: {recipe}.")
         seconds = time.perf_counter() - began
-        yield _Way(name, "full", "standard", score, recipe, seconds)
+        yield _Way(name, task, "full", "standard", score, recipe, seconds)
 
 
 def _tuned_standard(config: Config, task: Task, sentences: Batch, validation: Batch):
@@ -246,7 +247,7 @@ def _rows(config, saved, task, distilled, scored) -> list[result_rows.Row]:
         "artifact_sha256": saved.card["tensors"]["sha256"],
         "artifact_model": saved.card["model"],
     }
-    majority_way = _Way(scored[0][0].model, "majority", "", None, {}, 0.0)
+    majority_way = _Way(scored[0][0].model, task, "majority", "", None, {}, 0.0)
     rows = []
     for way, accuracies, seconds in [
         *scored,

@@ -85,7 +85,7 @@ def of_task(
 
 def curve(task: Task, trajectories: Params, *, seed: int = 0) -> np.ndarray:
     """Mean validation accuracy of the experts after each epoch, `[M + 1]`."""
-    chunks = validation_chunks(task.validation, seed=seed, num_examples=1000)
+    chunks = validation_chunks(task, task.validation, seed=seed, num_examples=1000)
     score = partial(evaluate.accuracy, task.model)
     one = lambda thetas: jax.lax.map(lambda t: score(t, chunks), thetas)  # noqa: E731
     return np.asarray(jax.jit(partial(jax.lax.map, one))(trajectories).mean(0))

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from distill_jax import evaluate
+from distill_jax import evaluate, losses
 from distill_jax.types import Batch, LossFn, Params
 from experiments.task import Task, embedded
 
@@ -57,12 +57,14 @@ class Job(NamedTuple):
 def examples(task: Task, batch: Batch, *, room: int = 0) -> Batch:
     """What is trained on: embedded, with a row after the last that counts for nothing.
 
+    What of the network is frozen is done.
+
     Args:
         task: whose word vectors are used for token ids.
         batch: `[n, ...]`.
         room: fill up to this many examples, with rows that count for nothing.
     """
-    batch = jax.tree.map(jnp.asarray, batch)
+    batch = losses.frozen_part(task.model, jax.tree.map(jnp.asarray, batch))
     if jnp.issubdtype(batch.x.dtype, jnp.integer):
         batch = embedded(task, batch)
     extra = max(room - len(batch.y), 0) + 1

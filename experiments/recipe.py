@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from distill_jax import core, data, evaluate, gradients, objectives, parallel
+from distill_jax import (
+    core,
+    data,
+    evaluate,
+    gradients,
+    losses,
+    objectives,
+    parallel,
+)
 from distill_jax.models import MODELS
 from distill_jax.starts import STARTS, Corpus, with_length
 from distill_jax.types import Batch, Distilled, InitFn, MetaState, Objective
@@ -29,6 +38,7 @@ from experiments.task import (
     take,
 )
 
+FROZEN_BYTES = 2**31  # else each meta-step reads its own real batch
 HARD = 1e4  # a logit this far below the others has probability zero, exactly
 EXPERT_SPAN = 2  # epochs of an expert that the distilled data is to match
 LABELS = ("soft", "frozen", "hard")
@@ -203,6 +213,16 @@ BEST_RECIPES: dict[str, dict[str, Any]] = {
         "meta_lr_labels": 0.02,
         "meta_lr_steps": 0.005,
         "num_meta_steps": 1500,
+    },
+    "fourier_bag": {
+        "inner_optimizer": "momentum",
+        "inner_lr": 0.1,
+        "num_passes": 30,
+        "meta_lr": 0.02,
+        "meta_lr_labels": 0.02,
+        "num_meta_steps": 500,
+        "real_batch": 512,
+        "real_chunk": 512,
     },
     "mean_cnn": {
         "inner_optimizer": "momentum",
@@ -399,7 +419,7 @@ def build(
         tx,
         sequential=jax.default_backend() == "cpu",
     )
-    train = jax.tree.map(np.asarray, task.train)
+    train = jax.tree.map(np.asarray, _frozen_train(task))
 
     def next_batch(step_number: int) -> Batch:
         rng = np.random.default_rng([config.seed, step_number])
@@ -409,7 +429,7 @@ def build(
     native = native_scorer(task, init_fn, inner_tx)
     chosen_on = task.test if config.select_on == "test" else task.validation
     chunks = validation_chunks(
-        chosen_on, seed=config.seed, num_examples=config.validation_examples
+        task, chosen_on, seed=config.seed, num_examples=config.validation_examples
     )
 
     def validate(distilled: Distilled, key: jax.Array) -> float:
@@ -423,6 +443,15 @@ def build(
     return Setup(
         step, begin(start), begin, tx, init_fn, inner_tx, next_batch, validate, native
     )
+
+
+def _frozen_train(task: Task) -> Batch:
+    """All of train with the frozen part of the network done, where memory allows."""
+    read = partial(losses.frozen_part, task.model)
+    size = jax.eval_shape(read, task.train).x
+    if size.size * size.dtype.itemsize > FROZEN_BYTES:
+        return task.train
+    return jax.jit(read)(task.train)
 
 
 def warmed(

@@ -89,9 +89,12 @@ class Bench:
         self.tuning_keys = jax.random.split(tuning, config.tuning_inits)
         self.test_keys = jax.random.split(test, config.test_inits)
         self.validation = validation_chunks(
-            task.validation, seed=config.seed, num_examples=config.validation_examples
+            task,
+            task.validation,
+            seed=config.seed,
+            num_examples=config.validation_examples,
         )
-        self.test = in_chunks(task.test)
+        self.test = in_chunks(task, task.test)
         self.trainer = fitting.Trainer(task)
         self.labels = labels_of(task.train)
         self.majority = evaluate.majority_accuracy(

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -163,12 +164,17 @@ def embedded(task: Task, batch: Batch) -> Batch:
     return Batch(task.model.embed(None, batch.x), batch.mask, batch.y)
 
 
-def in_chunks(batch: Batch) -> Batch:
-    """The batch padded and cut into chunks `[K, size, ...]` to be scored one by one."""
+def in_chunks(task: Task, batch: Batch) -> Batch:
+    """The batch padded and cut into chunks `[K, size, ...]` to be scored one by one.
+
+    What of the network is frozen is done.
+    """
     size = CHUNK
     if jax.default_backend() == "cpu":
         size = min(size, max(1, CPU_TOKENS // batch.x.shape[1]))
-    return evaluate.padded(batch, size)
+    return jax.jit(partial(losses.frozen_part, task.model))(
+        evaluate.padded(batch, size)
+    )
 
 
 def take(batch: Batch, rows: np.ndarray) -> Batch:

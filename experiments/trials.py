@@ -245,7 +245,10 @@ class Baseline:
         self.sets = [evaluate.minibatches(batch, S) for batch in real]
         self.num_seeds = len(self.sets)
         self.validation = validation_chunks(
-            task.validation, seed=config.seed, num_examples=config.validation_examples
+            task,
+            task.validation,
+            seed=config.seed,
+            num_examples=config.validation_examples,
         )
 
         @cache

@@ -160,7 +160,7 @@ def test_a_form_is_trained_on_as_what_it_stands_for(
         task, task.model.init, saved.inner_tx_of({"inner_optimizer": "adam"})
     )
     key = jax.random.split(jax.random.fold_in(jax.random.key(0), 2))[1]
-    test = in_chunks(task.test)
+    test = in_chunks(task, task.test)
     got = scorer(one.batches, one.lr, jax.random.split(key, INITS), test)
     mean = weighed[0][form]["accuracy_mean"]
     # One of 60 articles may fall on the other side.

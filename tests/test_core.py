@@ -19,7 +19,9 @@ from distill_jax.core import (
     unroll,
     unrolled,
 )
+from distill_jax.evaluate import standard
 from distill_jax.types import Batch, Distilled
+from distill_jax.windows import train_window
 from tests.tiny import LOSS, MODEL, OBJECTIVE, B, C, D, E, L, S, problem, real_batch
 
 INNER = {
@@ -416,3 +418,46 @@ def test_it_compiles_once(sequential):
     # sequential reads the shapes of its sum from one more trace
     assert counts == [2 if sequential else 1] * 3
     assert int(state.step) == 3
+
+
+def test_the_frozen_part_of_a_network_is_done_once_and_not_at_each_step():
+    """By every loop over steps; its derivative for the sentences is not lost."""
+    calls = []
+
+    def squared(batch):
+        calls.append(batch.x.shape)
+        return batch.replace(x=batch.x**2)
+
+    def frozen_loss(theta, batch, route=None):
+        return LOSS(theta, batch)
+
+    frozen_loss.frozen = squared
+
+    def plain_loss(theta, batch, route=None):
+        return LOSS(theta, batch.replace(x=batch.x**2))
+
+    def loops(loss):
+        tx = INNER["momentum"]
+
+        def whole(d):
+            return jax.tree.leaves(unroll(loss, THETA_0, d.batches, d.lr, inner_tx=tx))
+
+        def windowed(d):
+            return jax.tree.leaves(
+                train_window(loss, THETA_0, d.batches, d.lr, 1, window=2)
+            )
+
+        def ordinary(d):
+            data = jax.tree.map(lambda a: a[0], d.batches)
+            train = standard(loss, data, optax.sgd(0.1), num_epochs=2, batch_size=2)
+            return jax.tree.leaves(train(THETA_0, jax.random.key(0)))
+
+        return [
+            jax.jit(jax.value_and_grad(lambda d, f=f: sum((a**2).sum() for a in f(d))))
+            for f in (whole, windowed, ordinary)
+        ]
+
+    for once, each in zip(loops(frozen_loss), loops(plain_loss), strict=True):
+        calls.clear()
+        close(once(distilled()), each(distilled()))
+        assert len(calls) == 1
