@@ -38,6 +38,10 @@ _SMALL = {"minibatch": 20, "tokens": 56, "real_batch": 256}
 _SST = {**_KIM, "minibatch": 5, "tokens": 56, "real_batch": 1024}
 # Its reference windows have no PyTorch twin, and out_scale 0 trains no filter at first.
 _MEAN = {"model": "mean_cnn", "settings": (("references", 0), ("out_scale", 1.0))}
+_FOURIER = {
+    "model": "fourier_bag",
+    "settings": (("references", 0), ("out_scale", 1.0)),
+}
 _ENCODER = {"model": "transformer", "minibatch": 8, "tokens": 64, "real_batch": 32}
 CONFIGS: dict[str, dict[str, Any]] = {
     "text_cnn_sst5": {**_SST, "T": 50},
@@ -55,6 +59,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "transformer_t50": {**_ENCODER, "T": 50},
     "bag_t10": {"model": "bag", **_SMALL, "T": 10},
     "mean_cnn_t10": {**_MEAN, **_SMALL, "T": 10},
+    "fourier_bag_t10": {**_FOURIER, **_SMALL, "T": 10},
     "bilstm_t10": {"model": "bilstm", **_SMALL, "T": 10},
 }
 MEMORY_CONFIGS: dict[str, dict[str, Any]] = {

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill_jax.models.fourier_bag import KERNEL_SCALE, SCALE, frequencies
+
 Tree = Any
 
 
@@ -71,6 +73,19 @@ def mean_cnn(params: Tree, x: Tensor, mask: Tensor | None) -> Tensor:
         pooled.append((scores.relu() * weight.transpose(1, 2)).sum(-1))
     h = torch.cat(pooled, -1) / weight.sum(1).clamp(min=1)
     return _dense(params["out"], h)
+
+
+def fourier_part(theta_0: Tree, x: Tensor, mask: Tensor | None) -> Tensor:
+    """What has no parameters in `fourier_bag`, of single words, not centred."""
+    count = len(theta_0["hidden"]["kernel"]) // 2
+    omega = frequencies(x.shape[-1], count, KERNEL_SCALE)
+    z = x @ torch.from_numpy(omega).to(x.dtype)
+    return _mean(torch.cat([z.cos(), z.sin()], -1), mask) / count**0.5
+
+
+def fourier_bag(params: Tree, d: Tensor, mask: Tensor | None) -> Tensor:
+    """Logits `[B, C]` of `distill_jax.models.fourier_bag`, of its frozen part."""
+    return _dense(params["out"], _dense(params["hidden"], SCALE * d).tanh())
 
 
 def bilstm(params: Tree, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -180,9 +195,13 @@ MODELS: dict[str, Callable[..., Tensor]] = {
     "kim_cnn": text_cnn,
     "bag": bag,
     "mean_cnn": mean_cnn,
+    "fourier_bag": fourier_bag,
     "bilstm": bilstm,
     "transformer": transformer,
 }
+
+# Parts without parameters, done once: `(theta_0, x, mask) -> d`.
+FROZEN: dict[str, Callable[..., Tensor]] = {"fourier_bag": fourier_part}
 
 # Faster where only a first derivative is asked for.
 FIRST_ORDER: dict[str, Callable[..., Tensor]] = MODELS | {"bilstm": bilstm_once}
@@ -224,6 +243,13 @@ def meta_gradient(
     if model not in MODELS:
         raise ValueError(f"unknown model {model!r}, known: {', '.join(MODELS)}")
     names, theta = _flatten(theta_0)
+    frozen = FROZEN.get(model)
+    if frozen is not None:
+        (words,) = _leaves([x.flatten(0, 1)])
+        read = frozen(theta_0, words, None)
+        x = read.detach().view(*x.shape[:2], -1)
+        chunks = zip(real_x.split(chunk), real_mask.split(chunk), strict=True)
+        real_x = torch.cat([frozen(theta_0, *part) for part in chunks])
     lr = F.softplus(raw_lr)
     steps = [(e, s) for e in range(lr.shape[0]) for s in range(lr.shape[1])]
 
@@ -280,6 +306,9 @@ def meta_gradient(
         a_velocity = v
         d_x[s] += H_x
         d_y[s] += H_y
+    if frozen is not None:
+        (d_words,) = torch.autograd.grad(read, words, d_x.flatten(0, 1))
+        d_x = d_words.view(*x.shape[:2], *words.shape[1:])
     return loss, {"x": d_x, "y_logits": d_y, "raw_lr": d_lr * raw_lr.sigmoid()}
 
 

@@ -46,6 +46,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 # The same for one network.
 SETTINGS_OF_MODEL: dict[tuple[str, str], dict[str, Any]] = {
     ("sst5", "mean_cnn"): {"model_settings": ("widths=[1]", "filters=384")},
+    ("imdb", "fourier_bag"): {
+        "length": 400,
+        "model_settings": ("kernel_scale=2.0",),
+        "start": "keywords",
+        "distilled_length": 50,
+        "num_meta_steps": 600,
+        "full_epochs": 8,
+        "validation_examples": 1000,
+    },
     ("imdb", "mean_cnn"): {
         "length": 400,
         "model_settings": (

@@ -19,6 +19,7 @@ SETTINGS = {
     "bag": {"hidden": 16},
     "bilstm": {"hidden": 4},
     "kim_cnn": {"filters": 6, "widths": (2,)},
+    "fourier_bag": {"features": 8, "hidden": 6, "out_scale": 1.0},
     "mean_cnn": {"filters": 6, "out_scale": 1.0},
     "text_cnn": {"filters": 6, "hidden": 5},
     "transformer": {"width": 8, "heads": 2, "layers": 1, "mlp": 8},

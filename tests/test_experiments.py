@@ -587,14 +587,20 @@ def test_flags_win_over_a_preset_and_a_preset_over_the_defaults():
     assert config["both"]["num_passes"] == 2 and config["both"]["learn_lr"] is True
     assert config["both"]["num_minibatches"] == 27
     assert config["same"]["num_passes"] == 20  # given, though it is the default
-    assert "bag|bilstm|kim_cnn|mean_cnn|text_cnn|transformer" in answers["model"][0]
+    assert (
+        "bag|bilstm|fourier_bag|kim_cnn|mean_cnn|text_cnn|transformer"
+        in answers["model"][0]
+    )
     assert "li2021|sucholutsky2019" in answers["preset name"][0]
     assert "Unknown command line flag 'nope'" in answers["flag"][0]
 
 
 def test_an_unknown_model_and_a_missing_file_on_the_command_line():
     for given, said in (
-        ("--model=nope", "<bag|bilstm|kim_cnn|mean_cnn|text_cnn|transformer>"),
+        (
+            "--model=nope",
+            "<bag|bilstm|fourier_bag|kim_cnn|mean_cnn|text_cnn|transformer>",
+        ),
         ("--dataset=none.tsv", "error: none.tsv: no such file"),
     ):
         process = child("-m", "experiments.distill", given)

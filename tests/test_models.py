@@ -14,7 +14,15 @@ from distill_jax.models import MODELS
 from distill_jax.models.adapters import from_linen, from_nnx
 from distill_jax.models.bag import bag
 from distill_jax.models.bilstm import bilstm
-from distill_jax.models.mean_cnn import ACTIVATIONS, mean_cnn
+from distill_jax.models.fourier_bag import (
+    KERNEL_SCALE,
+    SCALE,
+    cos,
+    fourier_bag,
+    fourier_features,
+    frequencies,
+)
+from distill_jax.models.mean_cnn import mean_cnn, reference_windows
 from distill_jax.models.text_cnn import text_cnn
 from distill_jax.models.transformer import transformer
 from distill_jax.types import Batch, Distilled
@@ -24,6 +32,7 @@ SMALL = {
     "text_cnn": {"widths": (2, 3), "filters": 4, "hidden": 5},
     "kim_cnn": {"widths": (1, 3), "filters": 4},
     "bag": {"hidden": 5},
+    "fourier_bag": {"widths": (1, 2), "features": 6, "hidden": 5, "out_scale": 1.0},
     "mean_cnn": {"widths": (1, 2), "filters": 4, "out_scale": 1.0},
     "bilstm": {"hidden": 3, "layers": 2},
     "transformer": {"width": 8, "heads": 2, "layers": 1, "mlp": 8},
@@ -302,7 +311,7 @@ def test_reference_windows_centre_the_features_of_a_mean_cnn():
 
 
 def test_the_filters_of_a_mean_cnn_have_the_scale_asked_for():
-    for activation, gain in (("relu", 2.0), ("tanh", 1.0), ("cos", 1.0)):
+    for activation, gain in (("relu", 2.0), ("tanh", 1.0)):
         model = mean_cnn(
             np.ones((2, 50)), C, filters=500, activation=activation, kernel_scale=3.0
         )
@@ -336,33 +345,91 @@ def test_orthogonal_filters_agree_on_the_linear_kernel():
     np.testing.assert_allclose(W.T @ W, 4 * np.eye(5), atol=1e-5)
 
 
-def test_cosines_of_random_phase_tell_near_words_from_far_ones():
+def test_fourier_features_tell_near_words_from_far_ones():
     """Their kernel is exp(-scale^2 |x - y|^2 / 2 D), Rahimi & Recht 2007, theorem 1."""
-    rng = np.random.default_rng(0)
-    table = np.concatenate([np.zeros((1, 50)), rng.normal(size=(8, 50))])
-    table[1:] *= np.linspace(0.1, 1, 8)[:, None]
-    settings = {"activation": "cos", "kernel_scale": 1.4, "references": 0}
-    model = mean_cnn(table, C, widths=(1,), filters=20_000, **settings)
-    params = jax.jit(model.init)(jax.random.key(0))
-    words = jnp.asarray(table[1:, None])
-    h = np.asarray(model.features(params, words, jnp.ones(words.shape[:2])))
-    apart = ((table[1:, None] - table[None, 1:]) ** 2).sum(-1)
+    words = np.random.default_rng(0).normal(size=(8, 50))
+    words *= np.linspace(0.1, 1, 8)[:, None]
+    omega = frequencies(50, 20_000, 1.4)
+    h = np.asarray(fourier_features(jnp.asarray(words), omega))
+    apart = ((words[:, None] - words[None]) ** 2).sum(-1)
     expected = np.exp(-(1.4**2) * apart / (2 * 50))
     assert expected.min() < 0.4
-    np.testing.assert_allclose(h @ h.T / 20_000, expected, atol=0.03)
+    np.testing.assert_allclose(h @ h.T, expected, atol=0.02)
 
 
 def test_cosines_are_those_of_numpy_with_their_derivatives():
     z = np.linspace(-50, 50, 4001)
     for dtype, far in ((jnp.float32, 1e-5), (jnp.float64, 1e-12)):
-        wave, a = ACTIVATIONS["cos"], jnp.asarray(z, dtype)
-        slope, bend = jax.grad(wave), jax.grad(jax.grad(wave))
+        a = jnp.asarray(z, dtype)
+        slope, bend = jax.grad(cos), jax.grad(jax.grad(cos))
         for got, expected in (
-            (wave(a), np.cos(z)),
+            (cos(a), np.cos(z)),
             (jax.vmap(slope)(a), -np.sin(z)),
             (jax.vmap(bend)(a), -np.cos(z)),
         ):
-            np.testing.assert_allclose(got, np.sqrt(2) * expected, atol=far)
+            np.testing.assert_allclose(got, expected, atol=far)
+
+
+def test_a_fourier_bag_is_its_formula():
+    settings = {"widths": (1, 2), "features": 6, "hidden": 5, "out_scale": 1.0}
+    model = fourier_bag(VECTORS, C, references=40, **settings)
+    params = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(1)))
+    words = VECTORS[np.asarray(TOKENS[0, :3])]
+    centre = reference_windows(VECTORS, 40, 2)
+    d = []
+    for k, windows in (
+        (1, words),
+        (2, np.concatenate([words, [*words[1:], 0 * words[0]]], -1)),
+    ):
+        omega = frequencies(k * D, 3, KERNEL_SCALE)
+
+        def phi(w, omega=omega):
+            return np.concatenate([np.cos(w @ omega), np.sin(w @ omega)], -1) / 3**0.5
+
+        d.append(phi(windows).mean(0) - phi(centre[:, :k].reshape(40, -1)).mean(0))
+    h = np.tanh(SCALE * np.concatenate(d) @ params["hidden"]["kernel"])
+    close(model.frozen(TOKENS[:1], MASK[:1])[0], np.concatenate(d))
+    x = model.embed(params, TOKENS[:1])
+    close(model.features(params, x, MASK[:1])[0], h)
+    expected = h @ params["out"]["kernel"] + params["out"]["bias"]
+    close(model.apply(params, x, MASK[:1])[0], expected)
+
+
+def test_networks_of_all_theta_0_of_a_fourier_bag_see_the_same_angles():
+    model = fourier_bag(VECTORS, C, features=8, hidden=9)
+    for seed in range(2):
+        W = np.asarray(jax.jit(model.init)(jax.random.key(seed))["hidden"]["kernel"])
+        np.testing.assert_allclose(W @ W.T, np.eye(8), atol=1e-6)
+
+
+def test_a_long_corpus_is_read_in_parts_as_it_is_at_once(monkeypatch):
+    model = fourier_bag(VECTORS, C, features=4)
+    whole = model.frozen(TOKENS, MASK)
+    monkeypatch.setitem(fourier_bag.__globals__, "TOKENS", 10)
+    close(model.frozen(TOKENS, MASK), whole)
+
+
+@each_model
+def test_a_frozen_part_done_before_changes_nothing(name):
+    """Nor the order of the axes; without one the batch stays as it is."""
+    model, params, apply = built(name)
+    tokens = Batch(TOKENS, MASK, jax.nn.softmax(jnp.arange(9.0).reshape(3, 3) % 5))
+    done = losses.frozen_part(model, tokens)
+    if model.frozen is None:
+        assert done is tokens
+        return
+    assert done.x.ndim == 2 and losses.frozen_part(model, done) is done
+    x = model.embed(params, TOKENS)
+    close(apply(params, done.x, MASK), apply(params, x, MASK))
+    close(model.features(params, done.x, MASK), model.features(params, x, MASK))
+    close(losses.frozen_part(model, tokens.replace(x=x)).x, done.x)
+    stacked = jax.tree.map(lambda a: jnp.stack([a, a]), tokens)
+    for one in losses.frozen_part(model, stacked).x:
+        close(one, done.x)
+    key = jax.random.key(1)
+    loss = losses.cross_entropy(model)
+    for other in (done, tokens.replace(x=x)):
+        close(loss(params, other, key=key), loss(params, tokens, key=key))
 
 
 def test_a_mean_cnn_begins_with_one_answer_for_every_theta_0():
@@ -552,13 +619,23 @@ BAD_TABLE[4, 2] = np.nan
         (lambda: mean_cnn(VECTORS, C, widths=(2, 2)), r"widths .* got \(2, 2\)"),
         (lambda: mean_cnn(VECTORS, C, widths=()), "widths"),
         (lambda: mean_cnn(VECTORS, C, widths=(0,)), "width must be .* got 0"),
-        (lambda: mean_cnn(VECTORS, C, activation="sin"), "cos, got 'sin'"),
+        (lambda: mean_cnn(VECTORS, C, activation="sin"), "tanh, got 'sin'"),
         (
             lambda: mean_cnn(VECTORS, C, kernel_scale=0),
             "kernel_scale .* above 0, got 0",
         ),
         (lambda: mean_cnn(VECTORS, C, references=-1), "references must be .* got -1"),
         (lambda: mean_cnn(VECTORS, C, out_scale=-1.0), "out_scale .* got -1.0"),
+        (lambda: fourier_bag(VECTORS, C, widths=(1, 1)), r"widths .* got \(1, 1\)"),
+        (lambda: fourier_bag(VECTORS, C, widths=(1.5,)), "width must be .* got 1.5"),
+        (lambda: fourier_bag(VECTORS, C, features=7), "features must be even.* got 7"),
+        (lambda: fourier_bag(VECTORS, C, features=0), "features must be .* got 0"),
+        (lambda: fourier_bag(VECTORS, C, hidden=0), "hidden must be .* got 0"),
+        (lambda: fourier_bag(VECTORS, C, scale=0), "scale must be above 0, got 0"),
+        (lambda: fourier_bag(VECTORS, C, kernel_scale=-1), "kernel_scale .* got -1"),
+        (lambda: fourier_bag(VECTORS, C, references=-1), "references .* got -1"),
+        (lambda: fourier_bag(VECTORS, C, out_scale=-1.0), "out_scale .* got -1.0"),
+        (lambda: fourier_bag(VECTORS, C, dropout=1.0), "dropout must be in"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -21,6 +21,7 @@ SMALL = {
     "kim_cnn": {"widths": (1, 2, 4), "filters": 3},
     "bag": {"hidden": 5},
     "mean_cnn": {"widths": (1, 3), "filters": 4, "references": 0, "out_scale": 1.0},
+    "fourier_bag": {"features": 8, "hidden": 9, "references": 0, "out_scale": 1.0},
     "bilstm": {"hidden": 3, "layers": 2},
     "transformer": {"width": 8, "heads": 2, "layers": 2, "mlp": 6},
 }

@@ -11,7 +11,6 @@ fixed batch of reference windows is taken off, as in virtual batch normalisation
 (Salimans et al. 2016), here without their division by the deviation.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,37 +22,7 @@ import numpy as np
 from distill_jax.models.adapters import from_linen, positive, probability, word_vectors
 from distill_jax.types import Model
 
-# cos(2 pi t) in powers of t^2, to 1e-6 for |t| <= 1/2: XLA's own is slow on CPU.
-_COS = (
-    0.99999921,
-    -19.73898036,
-    64.92865742,
-    -85.27162153,
-    58.79049212,
-    -21.07110563,
-)
-
-
-@jax.custom_jvp
-def _wave(z: jax.Array) -> jax.Array:
-    """sqrt(2) cos z: random Fourier features have it (Rahimi & Recht 2007)."""
-    if z.dtype != jnp.float32:
-        return math.sqrt(2) * jnp.cos(z)
-    turns = z / (2 * math.pi)
-    t = (turns - jnp.round(turns)) ** 2
-    total = jnp.full_like(t, _COS[-1])
-    for factor in _COS[-2::-1]:
-        total = total * t + factor
-    return math.sqrt(2) * total
-
-
-@_wave.defjvp
-def _(primals, tangents):
-    (z,), (dz,) = primals, tangents
-    return _wave(z), _wave(z + math.pi / 2) * dz
-
-
-ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh, "cos": _wave}
+ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh}
 
 
 class _MeanCNN(nn.Module):
@@ -80,7 +49,6 @@ class _MeanCNN(nn.Module):
         kernel_init = nn.initializers.variance_scaling(
             variance, "fan_in", "truncated_normal"
         )
-        bias_init = _phases if self.activation == "cos" else nn.initializers.zeros
         pooled = []
         for k in self.widths:
             if self.orthogonal:
@@ -92,7 +60,6 @@ class _MeanCNN(nn.Module):
             filters = nn.Dense(
                 self.filters,
                 kernel_init=kernel_init,
-                bias_init=bias_init,
                 param_dtype=self.param_dtype,
                 name=f"conv_{k}",
             )
@@ -118,10 +85,6 @@ class _MeanCNN(nn.Module):
         )(h)
 
 
-def _phases(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    return jax.random.uniform(key, shape, dtype, 0, 2 * math.pi)
-
-
 def mean_cnn(
     vectors: Any,
     num_classes: int,
@@ -145,11 +108,9 @@ def mean_cnn(
         num_classes: C.
         widths: words in a window, one group of filters for each; all different.
         filters: filters of each width.
-        activation: `relu`, `tanh`, or `cos` with phases at random: then the features
-            are random Fourier features, whose kernel tells near words from far ones.
+        activation: `relu` or `tanh`.
         kernel_scale: of the filters at the start, in units of He's for `relu` and of
-            LeCun's for the others; a large one makes `tanh` nearly a sign, and `cos`
-            tell words apart that differ little.
+            LeCun's for `tanh`, of which a large one makes nearly a sign.
         orthogonal: start from filters whose matrix has orthogonal rows (or columns, of
             less than k D filters): then networks of all theta_0 agree on the linear
             part of their kernel (Yu et al. 2016, orthogonal random features).
@@ -180,7 +141,7 @@ def mean_cnn(
         raise ValueError(f"kernel_scale must be above 0, got {kernel_scale!r}")
     if not out_scale >= 0:
         raise ValueError(f"out_scale must be from 0 on, got {out_scale!r}")
-    words = _references(np.asarray(table), references, max(widths))
+    words = reference_windows(np.asarray(table), references, max(widths))
     module = _MeanCNN(
         num_classes,
         widths,
@@ -201,8 +162,11 @@ def mean_cnn(
     return from_linen(module, table)._replace(features=features)
 
 
-def _references(table: np.ndarray, count: int, width: int) -> np.ndarray | None:
-    """Words of random windows, by Zipf's law; the same at every call."""
+def reference_windows(table: np.ndarray, count: int, width: int) -> np.ndarray | None:
+    """Words of random windows `[count, width, D]`, by Zipf's law; the same each time.
+
+    None where `count` is 0. `table` `[V, D]` has padding first, then frequent words.
+    """
     if not count:
         return None
     odds = 1 / np.arange(1, len(table))  # row 0 is padding
