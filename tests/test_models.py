@@ -405,7 +405,8 @@ def test_networks_of_all_theta_0_of_a_fourier_bag_see_the_same_angles():
 def test_a_long_corpus_is_read_in_parts_as_it_is_at_once(monkeypatch):
     model = fourier_bag(VECTORS, C, features=4)
     whole = model.frozen(TOKENS, MASK)
-    monkeypatch.setitem(fourier_bag.__globals__, "TOKENS", 10)
+    monkeypatch.setitem(fourier_bag.__globals__, "AT_ONCE", 14)
+    monkeypatch.setitem(fourier_bag.__globals__, "PART", 10)
     close(model.frozen(TOKENS, MASK), whole)
 
 

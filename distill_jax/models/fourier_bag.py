@@ -28,7 +28,8 @@ from distill_jax.models.mean_cnn import reference_windows
 from distill_jax.types import Model
 
 KERNEL_SCALE, SCALE = 1.4, 10.0
-TOKENS = 4096  # read at once
+# Tokens read at once; more than these are read in parts that stay in the cache.
+AT_ONCE, PART = 4096, 512
 
 # cos(2 pi t) in powers of t^2, to 1e-6 for |t| <= 1/2.
 _COS = (
@@ -197,7 +198,8 @@ def _reader(table, widths, omegas, references) -> Callable:
         for k, omega in zip(widths, omegas, strict=True):
             windows = [after[:, j : j + x.shape[1]] for j in range(k)]
             phi = fourier_features(jnp.concatenate(windows, -1), omega)
-            means.append((phi * weight).sum(1) / jnp.maximum(weight.sum(1), 1))
+            total = jnp.einsum("bl,blm->bm", weight[..., 0], phi)
+            means.append(total / jnp.maximum(weight.sum(1), 1))
         return jnp.concatenate(means, -1)
 
     words = reference_windows(np.asarray(table), references, max(widths))
@@ -211,13 +213,12 @@ def _reader(table, widths, omegas, references) -> Callable:
 
     def read(x, mask):
         x, mask = jnp.asarray(x), jnp.asarray(mask)
-        size = max(1, TOKENS // mask.shape[1])
-        if len(x) <= size:
+        if mask.size <= AT_ONCE:
             return mean_of_windows(x, mask) - centre
         means = lax.map(
             lambda one: mean_of_windows(one[0][None], one[1][None])[0],
             (x, mask),
-            batch_size=size,
+            batch_size=max(1, PART // mask.shape[1]),
         )
         return means - centre
 
