@@ -55,6 +55,16 @@ SETTINGS_OF_MODEL: dict[tuple[str, str], dict[str, Any]] = {
         "full_epochs": 8,
         "validation_examples": 1000,
     },
+    ("trec6", "fourier_bag"): {
+        "model_settings": ("widths=[1, 2]", "hidden=1024"),
+        "start": "keywords",
+        "num_meta_steps": 600,
+    },
+    ("sst5", "fourier_bag"): {
+        "start": "keywords",
+        "distilled_length": 20,
+        "num_meta_steps": 400,
+    },
     ("imdb", "mean_cnn"): {
         "length": 400,
         "model_settings": (
