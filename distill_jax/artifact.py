@@ -1,9 +1,10 @@
 """A distilled set on disk: a folder with `distilled.safetensors` and `card.json`.
 
 The tensors are `x [S, B, L, D]`, `y [S, B, C]` (probabilities), `lr [E, S]` (step
-sizes), and what they were learned as, `y_logits [S, B, C]` and `raw_lr [E, S]`. The
-card says where they come from and how to train on them. Neither file needs this
-package: safetensors is a length, a JSON header and raw numbers.
+sizes), and what they were learned as, `y_logits [S, B, C]` and `raw_lr [E, S]`; where
+sentences have learned their lengths also `mask [S, B, L]`, 1 for each word. The card
+says where they come from and how to train on them. Neither file needs this package:
+safetensors is a length, a JSON header and raw numbers.
 """
 
 import hashlib
@@ -61,10 +62,12 @@ def from_distilled(distilled: Distilled) -> dict[str, np.ndarray]:
         distilled: what was learned.
 
     Returns:
-        `x`, `y`, `lr`, `y_logits` and `raw_lr` as numpy arrays. Types that numpy
-        lacks, such as bfloat16, become float32.
+        `x`, `y`, `lr`, `y_logits` and `raw_lr` as numpy arrays, and `mask` where the
+        sentences have their own lengths. Types that numpy lacks, such as bfloat16,
+        become float32.
     """
-    arrays = {name: np.asarray(getattr(distilled, name)) for name in AXES}
+    names = [*AXES, "mask"] if distilled.ragged else AXES
+    arrays = {name: np.asarray(getattr(distilled, name)) for name in names}
     return {
         name: a if a.dtype.kind == "f" else a.astype(np.float32)
         for name, a in arrays.items()
@@ -78,6 +81,7 @@ def to_distilled(artifact: Artifact) -> Distilled:
         jnp.asarray(arrays["x"]),
         jnp.asarray(arrays["y_logits"]),
         jnp.asarray(arrays["raw_lr"]),
+        ragged="mask" in arrays,
     )
 
 

@@ -5,7 +5,8 @@ each token (symmetric, round to nearest: Jacob et al. 2018, Eq. 1 with Z = 0), l
 and step sizes float16 or float32. A file is one safetensors file; its header holds the
 card. In memory, sentences can be learned in fewer numbers: each `[L, D]` matrix as a
 product of rank r (`low_rank`), or all tokens as mixtures of k shared vectors
-(`shared_basis`, as the linear combinations of Deng & Russakovsky 2022, Sec. 3.2).
+(`shared_basis`, as the linear combinations of Deng & Russakovsky 2022, Sec. 3.2). Or
+each sentence learns how many words it needs (`shrink_words`); only these are stored.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import safetensors
 import safetensors.numpy
 
@@ -47,9 +49,10 @@ def quantise(distilled: Distilled, kind: str) -> dict[str, np.ndarray]:
         kind: of `KINDS`.
 
     Returns:
-        `x [S, B, L, D]`, or factors as `x.left` and `x.right`, or `x.weights` and
-        `x.basis`; for int8 also `NAME.scale [..., 1]` (float32) of each; and `y_logits`
-        and `raw_lr`, which are float32 for float32 and float16 else.
+        `x [S, B, L, D]`, or of sentences of their own lengths the words `x [K, D]` and
+        `x.kept [S, B, L]` (uint8); or factors as `x.left` and `x.right`, or `x.weights`
+        and `x.basis`; for int8 also `NAME.scale [..., 1]` (float32) of each; and
+        `y_logits` and `raw_lr`, which are float32 for float32 and float16 else.
 
     Raises:
         ValueError: for another kind, or a number that it cannot hold.
@@ -60,6 +63,10 @@ def quantise(distilled: Distilled, kind: str) -> dict[str, np.ndarray]:
     if fields is not None:
         named = {f"x.{name}": a for name, a in fields().items()}
     stored: dict[str, np.ndarray] = {}
+    if distilled.ragged:
+        kept = np.asarray(distilled.mask) > 0
+        stored["x.kept"] = kept.astype(np.uint8)
+        named = {"x": np.asarray(distilled.x)[kept]}
     for name, a in named.items():
         stored |= _small(name, a, kind)
     rest = "float32" if kind == "float32" else "float16"
@@ -80,6 +87,9 @@ def restore(arrays: dict[str, np.ndarray]) -> Distilled:
     Raises:
         ValueError: if names, types or shapes are not those of `quantise`.
     """
+    kept = arrays.get("x.kept")
+    if kept is not None:
+        arrays = {name: a for name, a in arrays.items() if name != "x.kept"}
     names = {n for n in arrays if n[0] == "x" and not n.endswith(".scale")}
     scales = {f"{n}.scale" for n in names if arrays[n].dtype == np.int8}
     form = next((f for f, parts in _PARTS.items() if names == set(parts)), None)
@@ -102,8 +112,22 @@ def restore(arrays: dict[str, np.ndarray]) -> Distilled:
                 )
             whole[name] = whole[name] * jnp.asarray(scale, jnp.float32)
     x = _EXPAND[form](*(whole[name] for name in _PARTS[form]))
+    if kept is not None:
+        x = _spread(x, kept)
     rest = (arrays[n].astype(np.float32) for n in ("y_logits", "raw_lr"))
-    return Distilled(x, *map(jnp.asarray, rest))
+    return Distilled(x, *map(jnp.asarray, rest), ragged=kept is not None)
+
+
+def _spread(words: jax.Array, kept: np.ndarray) -> jax.Array:
+    """Words `[K, D]` at the places of `kept`, zeros elsewhere."""
+    if words.ndim != 2 or kept.dtype != np.uint8 or kept.sum() != len(words):
+        raise ValueError(
+            f"x.kept must mark the {len(words)} words of x [K, D] by 1, got "
+            f"{kept.dtype} with {kept.sum()} marks"
+        )
+    x = np.zeros((*kept.shape, words.shape[-1]), np.float32)
+    x[kept > 0] = words
+    return jnp.asarray(x)
 
 
 def _small(name: str, array: Any, kind: str) -> dict[str, np.ndarray]:
@@ -280,8 +304,66 @@ _EXPAND: dict[str, Callable[..., jax.Array]] = {
 }
 
 
+class ShrinkState(NamedTuple):
+    """`count`: updates so far, int32."""
+
+    count: jax.Array
+
+
+def shrink_words(
+    penalty: float, size: float | Callable[[jax.Array], Any]
+) -> optax.GradientTransformation:
+    """Lets each sentence learn its length, by a group lasso over its words.
+
+    After an update, each word x_p of the distilled sentences takes the proximal step
+    of `penalty * sum_p |x_p|` (Yuan & Lin 2006, Eq. 2.1; Parikh & Boyd 2014, Sec. 6.5),
+
+        x_p <- x_p * max(0, 1 - size * penalty / |x_p|),
+
+    and one that comes to zero is gone for good. The longest word of a sentence is left
+    alone. It comes last in a chain, for the leaf `x` of a `Distilled` that is `ragged`.
+
+    Args:
+        penalty: from 0 on, in units of a word's norm for one unit of `size`.
+        size: of the steps, or a schedule of it by their number.
+
+    Raises:
+        ValueError: on a penalty below 0; from the update, without the parameters.
+    """
+    if not penalty >= 0:
+        raise ValueError(f"penalty must be from 0 on, got {penalty}")
+
+    def init(params):
+        del params
+        return ShrinkState(jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None):
+        if params is None:
+            raise ValueError("shrink_words needs the parameters: tx.update(.., params)")
+        step = size(state.count) if callable(size) else size
+
+        def leaf(x, u):
+            word = x + u
+            norm = jnp.linalg.norm(word, axis=-1, keepdims=True)
+            longest = norm == norm.max(-2, keepdims=True)
+            less = 1 - step * penalty / jnp.where(norm > 0, norm, 1)
+            left = word * jnp.where(longest, 1, jnp.maximum(less, 0))
+            there = (x != 0).any(-1, keepdims=True)
+            return jnp.where(there, left, 0).astype(x.dtype) - x
+
+        return jax.tree.map(leaf, params, updates), ShrinkState(state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
 def compress(distilled: Distilled, parametrisation: Parametrisation) -> Distilled:
-    """The same set with factors in place of `x`, to learn on."""
+    """The same set with factors in place of `x`, to learn on.
+
+    Raises:
+        ValueError: for sentences of their own lengths, whose zeros factors would lose.
+    """
+    if distilled.ragged:
+        raise ValueError("sentences of learned lengths are stored whole, not factored")
     x = parametrisation.compress(distilled.x)
     return Distilled(x, distilled.y_logits, distilled.raw_lr)  # type: ignore[arg-type]
 

@@ -41,11 +41,13 @@ class Distilled:
         x: `[S, B, L, D]` sentences as matrices in embedding space.
         y_logits: `[S, B, C]`; the labels are their softmax.
         raw_lr: `[E, S]`; the inner step sizes are their softplus.
+        ragged: each sentence has its own length: a row of zeros in `x` is no word.
     """
 
     x: jax.Array
     y_logits: jax.Array
     raw_lr: jax.Array
+    ragged: bool = flax.struct.field(pytree_node=False, default=False, kw_only=True)
 
     @property
     def lr(self) -> jax.Array:
@@ -60,7 +62,14 @@ class Distilled:
     @property
     def batches(self) -> Batch:
         """The S minibatches as the inner loop reads them."""
-        return Batch(self.x, jnp.ones(self.x.shape[:-1], self.x.dtype), self.y)
+        return Batch(self.x, self.mask, self.y)
+
+    @property
+    def mask(self) -> jax.Array:
+        """`[S, B, L]`, 1 where there is a word."""
+        if self.ragged:
+            return jnp.asarray(self.x != 0).any(-1).astype(self.x.dtype)
+        return jnp.ones(self.x.shape[:-1], self.x.dtype)
 
 
 class Model(NamedTuple):

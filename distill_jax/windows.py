@@ -231,12 +231,14 @@ def watched(distilled: Distilled, num_bins: int = 10) -> Watched:
     if num_bins < 1:
         raise ValueError(f"num_bins must be at least 1, got {num_bins}")
     signal = jnp.zeros((2, num_bins), distilled.x.dtype)
-    return Watched(distilled.x, distilled.y_logits, distilled.raw_lr, signal)
+    d = distilled
+    return Watched(d.x, d.y_logits, d.raw_lr, signal, ragged=d.ragged)
 
 
 def unwatched(distilled: Distilled) -> Distilled:
     """The distilled data without its signal."""
-    return Distilled(distilled.x, distilled.y_logits, distilled.raw_lr)
+    d = distilled
+    return Distilled(d.x, d.y_logits, d.raw_lr, ragged=d.ragged)
 
 
 def watching(meta_tx: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -254,7 +256,8 @@ def watching(meta_tx: optax.GradientTransformation) -> optax.GradientTransformat
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         rest = None if params is None else unwatched(params)
         moved, state = tx.update(unwatched(updates), state, rest)
-        return Watched(moved.x, moved.y_logits, moved.raw_lr, updates.signal), state
+        d, signal = moved, updates.signal
+        return Watched(d.x, d.y_logits, d.raw_lr, signal, ragged=d.ragged), state
 
     return optax.GradientTransformation(init, update)
 
@@ -354,9 +357,8 @@ def adaptive_window(
             grad = jax.tree.map(
                 lambda g: (g / (p.size * p[start])).astype(g.dtype), grad
             )
-        grad = Watched(
-            grad.x, grad.y_logits, grad.raw_lr, move.astype(data.signal.dtype)
-        )
+        move = move.astype(data.signal.dtype)
+        grad = Watched(grad.x, grad.y_logits, grad.raw_lr, move, ragged=data.ragged)
         return loss, grad
 
     def backward(grad, cotangent):

@@ -98,7 +98,9 @@ def run(
     saved = artifact.load(config.artifact)
     tx = inner_tx_of(saved.card)
     distilled = artifact.to_distilled(saved)
-    forms = [form_of(name) for name in config.forms] or fitting(distilled.x.shape)
+    forms = [form_of(name) for name in config.forms] or fitting(
+        distilled.x.shape, ragged=distilled.ragged
+    )
     forms = list(dict.fromkeys([Form(compact_tables.REFERENCE), *forms]))
     stored = {form: form.stored(distilled) for form in forms}
     earlier, out = result_rows.read(results), Path(out)
@@ -182,6 +184,7 @@ def _rows(config, saved, task: Task, stored, scores) -> list[result_rows.Row]:
     own = dict(task.dataset.sha256) == saved.card["corpus"]["sha256"]
     full = saved.card["results"].get("full") if own else None
     hard = saved.arrays["y"].max(-1).min() > 1 - 1e-6
+    ragged = "mask" in saved.arrays
     facts = dataclasses.asdict(config) | {
         "artifact_sha256": saved.card["tensors"]["sha256"],
         "artifact_model": saved.card["model"],
@@ -191,6 +194,7 @@ def _rows(config, saved, task: Task, stored, scores) -> list[result_rows.Row]:
         mean = float(test.mean())
         facts_of_form = {
             "form": str(form),
+            "words": int(np.prod(stored[form]["x"].shape[:-1])) if ragged else None,
             "validation_accuracy": float(validation.mean()),
             "validation_sd": _sd(validation),
         }

@@ -19,7 +19,7 @@ def comparable(row: Row, other: Row) -> bool:
 
 def newest(rows: Sequence[Row]) -> list[Row]:
     """The last row of each corpus, network, number of examples and form."""
-    by_form = {(*(r[name] for name in _SET), r["config"]["form"]): r for r in rows}
+    by_form = {(*(r[name] for name in _SET), _form(r)): r for r in rows}
     return list(by_form.values())
 
 
@@ -48,7 +48,7 @@ def compact(results: dict[str, list[Row]]) -> str:
         [
             f"{row['dataset']}, {row['model']}",
             f"{row['examples']:,}",
-            row["config"]["form"],
+            _form(row),
             f"{row['bytes']:,}",
             markdown.accuracy(row),
             _share(row, [r for r in whole if comparable(r, row)]),
@@ -66,6 +66,13 @@ def compact(results: dict[str, list[Row]]) -> str:
         "arrays, labels and step sizes too. Forms are of the finished set: nothing was "
         "learned again.\n\n"
     )
+
+
+def _form(row: Row) -> str:
+    """With the words of all sentences, where they have learned their lengths."""
+    words = row["config"].get("words")
+    form = row["config"]["form"]
+    return form if words is None else f"{form}, learned lengths: {words:,} words"
 
 
 def _share(row: Row, whole: Sequence[Row]) -> str:

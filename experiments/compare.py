@@ -42,7 +42,14 @@ GROUPS: dict[str, list[str]] = {
     "selections": list(SELECTIONS),
     "queries": QUERIES,
 }
-NOT_HERE = ("examples_per_class", "examples", "baselines", "select_on", "labels")
+NOT_HERE = (
+    "examples_per_class",
+    "examples",
+    "baselines",
+    "select_on",
+    "labels",
+    "length_penalty",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +88,8 @@ class Config(recipe.Config):
             if field.name in NOT_HERE and getattr(self, field.name) != field.default:
                 raise ValueError(
                     f"--{field.name} is not for comparisons: budgets are --budgets, "
-                    "methods --methods, and all is chosen on validation"
+                    "methods --methods, sentences of one length, and all is chosen on "
+                    "validation"
                 )
         if self.theta_0 != "random":
             raise ValueError("--theta_0 must be random: all methods share theta_0")

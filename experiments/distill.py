@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import checkpoints as ckpt
-from distill_jax import evaluate, page
+from distill_jax import compact, evaluate, page
 from distill_jax.selection import SELECTIONS
 from distill_jax.types import Batch, Distilled, MetaState
 from experiments import config as flagged
@@ -268,7 +268,7 @@ def _rows(config, task, best, preset, scores) -> list[result_rows.Row]:
         "full": {"examples": N, "theta_0": "random", "training": "standard"},
         "majority": {"examples": 0, "theta_0": None, "training": None, "labels": None},
         "distilled": {
-            "bytes": sum(a.nbytes for a in (best.x, best.y_logits, best.raw_lr)),
+            "bytes": compact.num_bytes(compact.quantise(best, "float32")),
             "labels": "hard" if config.labels == "hard" else "soft",
             "selected_on": config.select_on,
         },

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import optax
 
-from distill_jax import artifact, evaluate
+from distill_jax import artifact, compact, evaluate
 from distill_jax.models import MODELS
 from distill_jax.types import Batch, Distilled
 from experiments import config as flagged
@@ -268,7 +268,9 @@ def _rows(config, saved, task, distilled, scored) -> list[result_rows.Row]:
                 "examples_per_class": examples / C,
                 "fraction_of_train": examples / N,
                 "bytes": (
-                    sum(a.nbytes for a in jax.tree.leaves(distilled)) if ours else None
+                    compact.num_bytes(compact.quantise(distilled, "float32"))
+                    if ours
+                    else None
                 ),
                 "labels": (
                     ("hard" if hard or not ours else "soft") if trained else None

@@ -72,14 +72,17 @@ def form_of(name: str) -> Form:
     return Form(rest[1] if rest[1:] else "float32", head, size)
 
 
-def fitting(shape: Sequence[int]) -> list[Form]:
+def fitting(shape: Sequence[int], *, ragged: bool = False) -> list[Form]:
     """The forms tried unless told otherwise: those that take fewer numbers.
 
     Args:
         shape: `[S, B, L, D]` of the sentences.
+        ragged: they have their own lengths, and are stored whole.
     """
     S, B, L, D = shape
     whole = [Form(kind) for kind in compact.KINDS]
+    if ragged:
+        return whole
     ranks = [r for r in RANKS if r <= min(L, D) and r * (L + D) < L * D]
     tokens = S * B * L
     sizes = [k for k in SIZES if k <= min(tokens, D) and k * (tokens + D) < tokens * D]

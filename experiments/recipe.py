@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from distill_jax import (
+    compact,
     core,
     data,
     evaluate,
@@ -72,6 +73,11 @@ class Config:
     length: int = setting(40, "Tokens of a sentence, L.")
     distilled_length: int = setting(
         0, "Words of a distilled sentence; 0: as many as tokens of a real one."
+    )
+    length_penalty: float = setting(
+        0.0,
+        "Sentences learn their lengths: how fast words that do not help shrink; 0: no "
+        "word does.",
     )
     model: str = setting("text_cnn", "The network.", choices=tuple(sorted(MODELS)))
     model_settings: tuple[str, ...] = setting(
@@ -166,7 +172,7 @@ class Config:
             _at_least(name, getattr(self, name), 1)
         for name in (
             "examples num_meta_steps clip_norm clip_relative window_earliest "
-            "distilled_length warm_steps"
+            "distilled_length length_penalty warm_steps"
         ).split():
             _at_least(name, getattr(self, name), 0)
         if self.objective != "unrolled" and self.windows != "none":
@@ -345,8 +351,10 @@ def start_of(config: Config, task: Task) -> Distilled:
         np.asarray(task.vectors.table * task.scale),
     )
     x, labels = (jnp.asarray(a) for a in STARTS[config.start](corpus, n, key))
-    if config.distilled_length:
-        x = jnp.asarray(with_length(np.asarray(x), config.distilled_length))
+    ragged = config.length_penalty > 0
+    if config.distilled_length or ragged:  # if ragged, padding is words to begin with
+        length = config.distilled_length or x.shape[1]
+        x = jnp.asarray(with_length(np.asarray(x), length))
     y = jax.nn.one_hot(labels, task.num_classes, dtype=x.dtype)
     y_logits = (HARD if config.labels == "hard" else config.label_logit) * (y - 1)
     raw_lr = jnp.full((config.num_passes, S), config.inner_lr, x.dtype)
@@ -354,6 +362,7 @@ def start_of(config: Config, task: Task) -> Distilled:
         x.reshape(S, n // S, *x.shape[1:]),
         y_logits.reshape(S, n // S, -1),
         jnp.log(jnp.expm1(raw_lr)),
+        ragged=ragged,
     )
 
 
@@ -522,19 +531,27 @@ def meta_tx(config: Config, *, traced: bool = False) -> optax.GradientTransforma
     """
 
     def make(meta_lr, meta_lr_labels, meta_lr_steps, clip_norm):
-        def adam(size) -> optax.GradientTransformation:
+        def falling(size):
             decays = config.meta_decay == "cosine" and config.num_meta_steps > 0
             steps = config.num_meta_steps
-            schedule = optax.cosine_decay_schedule(size, steps) if decays else size
-            return optax.adam(schedule, b1=config.meta_b1)
+            return optax.cosine_decay_schedule(size, steps) if decays else size
+
+        def adam(size) -> optax.GradientTransformation:
+            return optax.adam(falling(size), b1=config.meta_b1)
 
         frozen, soft = optax.set_to_zero(), config.labels == "soft"
+        ragged = config.length_penalty > 0
         leaves: dict[Any, optax.GradientTransformation] = {
-            "x": adam(meta_lr),
+            "x": optax.chain(
+                adam(meta_lr),
+                compact.shrink_words(config.length_penalty, falling(meta_lr)),
+            )
+            if ragged
+            else adam(meta_lr),
             "y_logits": adam(meta_lr_labels) if soft else frozen,
             "raw_lr": adam(meta_lr_steps) if config.learn_lr else frozen,
         }
-        names: Any = Distilled("x", "y_logits", "raw_lr")  # type: ignore[arg-type]
+        names: Any = Distilled("x", "y_logits", "raw_lr", ragged=ragged)  # type: ignore
         stages: list[optax.GradientTransformation] = [
             optax.multi_transform(leaves, names)
         ]
@@ -603,6 +620,8 @@ def fingerprint(config: Config, task: Task) -> dict[str, Any]:
         free |= {"objective", "objective_settings", "experts"}
     if not config.distilled_length:
         free |= {"distilled_length"}
+    if not config.length_penalty:
+        free |= {"length_penalty"}
     if not config.warm_steps:
         free |= {"warm_steps", "warm_lr", "warm_ridge"}
     if config.windows == "none":

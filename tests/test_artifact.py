@@ -48,6 +48,28 @@ def saved(tmp_path):
     )
 
 
+def test_sentences_of_their_own_lengths_keep_them(tmp_path):
+    one = make_distilled()
+    x = np.array(one.x)
+    x[0, 1, 2:] = 0
+    ragged = one.replace(x=jnp.asarray(x), ragged=True)
+    arrays = artifact.from_distilled(ragged)
+    expected = np.ones((S, B, L))
+    expected[0, 1, 2:] = 0
+    np.testing.assert_array_equal(arrays["mask"], expected)
+    again = artifact.to_distilled(
+        artifact.load(artifact.save(tmp_path / "set", arrays, make_card()))
+    )
+    assert (
+        again.ragged
+        and not artifact.to_distilled(
+            artifact.Artifact(artifact.from_distilled(one), {})
+        ).ragged
+    )
+    np.testing.assert_array_equal(again.batches.mask, expected)
+    assert "mask" not in artifact.from_distilled(one)
+
+
 def test_loads_what_was_saved(saved):
     loaded = artifact.load(saved)
     again = artifact.to_distilled(loaded)

@@ -259,3 +259,84 @@ def test_a_batch_of_restored_sentences(distilled):
     first = jax.tree.map(lambda a: a[0], got.batches)
     assert isinstance(first, Batch)
     assert np.isfinite(loss(tiny.MODEL.init(jax.random.key(0)), first))
+
+
+# Sentences that learn their lengths.
+
+
+@pytest.fixture
+def ragged(distilled):
+    x = np.array(distilled.x)
+    x[0, 1, 2:] = 0
+    x[1, 2, 0] = 0
+    return Distilled(x, distilled.y_logits, distilled.raw_lr, ragged=True)
+
+
+@pytest.mark.parametrize("kind", compact.KINDS)
+def test_only_the_words_are_stored(ragged, kind, tmp_path):
+    words = S * B * L - 1 - 3 - 1
+    arrays = compact.quantise(ragged, kind)
+    assert arrays["x"].shape == (words, D) and arrays["x.kept"].sum() == words
+    rest = S * B * C + E * S
+    size = {"float32": 4, "float16": 2, "int8": 1}[kind]
+    scales = 4 * words if kind == "int8" else 0
+    assert compact.num_bytes(arrays) == (
+        size * words * D + scales + S * B * L + (4 if kind == "float32" else 2) * rest
+    )
+    got = compact.restore(arrays)
+    assert got.ragged
+    np.testing.assert_array_equal(got.mask, ragged.mask)
+    plain = Distilled(ragged.x, ragged.y_logits, ragged.raw_lr)
+    np.testing.assert_array_equal(
+        got.x, compact.restore(compact.quantise(plain, kind)).x
+    )
+    path = compact.save(tmp_path / "set.safetensors", ragged, {"a": 1}, kind=kind)
+    again = artifact.to_distilled(compact.load(path))
+    assert again.ragged
+    np.testing.assert_array_equal(again.x, got.x)
+
+
+def test_what_does_not_fit_sentences_of_learned_lengths(ragged):
+    with pytest.raises(ValueError, match="stored whole, not factored"):
+        compact.compress(ragged, compact.low_rank(1))
+    arrays = compact.quantise(ragged, "float32")
+    for kept in (arrays["x.kept"] * 0, arrays["x.kept"].astype(np.int32)):
+        with pytest.raises(ValueError, match="x.kept must mark the 25 words"):
+            compact.restore(arrays | {"x.kept": kept})
+    with pytest.raises(ValueError, match="penalty must be from 0 on, got -1"):
+        compact.shrink_words(-1, 0.1)
+    tx = compact.shrink_words(1, 0.1)
+    with pytest.raises(ValueError, match="needs the parameters"):
+        tx.update(jnp.ones((2, 3)), tx.init(None))
+
+
+def test_a_word_shrinks_by_the_penalty_and_is_then_gone():
+    x = np.zeros((1, 1, 4, 2))
+    x[0, 0, :, 0] = [3.0, 0.25, -1.0, 0.0]
+    tx = compact.shrink_words(2.0, lambda count: 0.1 * (count + 1))
+    state, x = tx.init(x), jnp.asarray(x)
+    up = jnp.full_like(x, 0.0).at[..., 0].set(0.1)
+    for expected in (
+        [3.1, 0.15, -0.7, 0],  # the longest is left alone, and none comes back
+        [3.2, 0, -0.2, 0],
+        [3.3, 0, 0, 0],
+        [3.4, 0, 0, 0],
+    ):
+        updates, state = tx.update(up, state, x)
+        x = optax.apply_updates(x, updates)
+        np.testing.assert_allclose(x[0, 0, :, 0], expected, atol=1e-12)
+        assert not np.asarray(x)[0, 0, np.asarray(expected) == 0].any()
+
+
+def test_a_word_that_is_gone_is_as_one_that_never_was():
+    """In training, and for the derivative of what is left."""
+    d = jax.tree.map(jnp.asarray, tiny.problem()[0].distilled)
+    gone = d.replace(x=d.x.at[:, :, -1].set(0), ragged=True)
+    short = d.replace(x=d.x[:, :, :-1])
+    theta, batch = tiny.MODEL.init(jax.random.key(0)), tiny.real_batch(0)
+    objective = jax.jit(jax.value_and_grad(tiny.OBJECTIVE))
+    (a, of_gone), (b, of_short) = (objective(x, theta, batch) for x in (gone, short))
+    np.testing.assert_allclose(a, b, rtol=1e-12)
+    np.testing.assert_allclose(of_gone.x[:, :, :-1], of_short.x, rtol=1e-9)
+    assert not np.asarray(of_gone.x)[:, :, -1].any()
+    np.testing.assert_allclose(of_gone.raw_lr, of_short.raw_lr, rtol=1e-9)

@@ -24,7 +24,7 @@ from distill_jax.data.samples import installed
 from distill_jax.distill import Interrupted
 from distill_jax.objectives import OBJECTIVES
 from distill_jax.windows import WINDOWS
-from experiments import distill, evaluate, recipe, running, saved
+from experiments import compare, distill, evaluate, recipe, running, saved
 from experiments import rows as result_rows
 
 ROOT = Path(__file__).parents[1]
@@ -948,6 +948,31 @@ def test_distilled_sentences_of_another_length_than_real_ones(corpus, task):
     assert recipe.fingerprint(config, task) == plain | {"distilled_length": 3}
     with pytest.raises(ValueError, match="--distilled_length must be at least 0"):
         config_of(corpus, distilled_length=-1)
+
+
+def test_words_that_do_not_help_shrink_until_they_are_gone(corpus, task):
+    config = config_of(corpus, length_penalty=5.0, distilled_length=6, meta_lr=0.1)
+    start = recipe.start_of(config, task)
+    assert start.ragged and (np.asarray(start.x) != 0).any(-1).all()
+    setup = recipe.build(config, task, start)
+    state = jax.tree.map(jnp.array, setup.state)
+    counts = [start.mask.sum()]
+    for k in range(30):
+        keys = jax.random.split(jax.random.key(k), config.num_inits)
+        state, info = setup.step(state, keys, setup.next_batch(k))
+        assert np.isfinite(info.meta_loss)
+        counts.append(state.distilled.mask.sum())
+    assert state.distilled.ragged and (np.diff(counts) <= 0).all()
+    n = start.mask[..., 0].size
+    assert n <= counts[-1] < counts[0]
+    assert 0 <= setup.validate(state.distilled, jax.random.key(0)) <= 1
+    plain = recipe.fingerprint(config_of(corpus), task)
+    assert "length_penalty" not in plain  # as runs that did not know it
+    assert recipe.fingerprint(config, task)["length_penalty"] == 5.0
+    with pytest.raises(ValueError, match="--length_penalty must be at least 0"):
+        config_of(corpus, length_penalty=-1.0)
+    with pytest.raises(ValueError, match="--length_penalty is not for comparisons"):
+        compare.Config(dataset=str(corpus), length_penalty=1.0)
 
 
 def test_what_does_not_go_together(corpus):
