@@ -52,13 +52,14 @@ SETTINGS_OF_MODEL: dict[tuple[str, str], dict[str, Any]] = {
         "start": "keywords",
         "distilled_length": 50,
         "num_meta_steps": 600,
-        "full_epochs": 8,
+        "full_epochs": 24,
         "validation_examples": 1000,
     },
     ("trec6", "fourier_bag"): {
         "model_settings": ("widths=[1, 2]", "hidden=1024"),
         "start": "keywords",
         "num_meta_steps": 600,
+        "full_epochs": 24,
     },
     ("sst5", "fourier_bag"): {
         "start": "keywords",

@@ -621,6 +621,7 @@ BAD_TABLE[4, 2] = np.nan
         (lambda: mean_cnn(VECTORS, C, widths=()), "widths"),
         (lambda: mean_cnn(VECTORS, C, widths=(0,)), "width must be .* got 0"),
         (lambda: mean_cnn(VECTORS, C, activation="sin"), "tanh, got 'sin'"),
+        (lambda: mean_cnn(VECTORS, C, orthogonal=1), "true or false, got 1"),
         (
             lambda: mean_cnn(VECTORS, C, kernel_scale=0),
             "kernel_scale .* above 0, got 0",

@@ -137,6 +137,8 @@ def mean_cnn(
     if activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         raise ValueError(f"activation must be one of {known}, got {activation!r}")
+    if not isinstance(orthogonal, bool):
+        raise ValueError(f"orthogonal must be true or false, got {orthogonal!r}")
     if not kernel_scale > 0:
         raise ValueError(f"kernel_scale must be above 0, got {kernel_scale!r}")
     if not out_scale >= 0:
