@@ -47,6 +47,7 @@ MORE: dict[str, Space] = {
     "label_logit": Range(0.5, 8.0),
     "meta_b1": (0.0, 0.5, 0.9),
     "start": tuple(recipe.STARTS),
+    "windows": ("none", "last", "random"),
 }
 # Searched for real sentences.
 BASELINE_SPACE: dict[str, Space] = {
@@ -148,6 +149,8 @@ def suggested(
 ) -> dict[str, Any]:
     """The settings of a trial; numbers have three digits, as they are written down.
 
+    A window is cut to the inner steps there are.
+
     Args:
         trial: an `optuna.Trial`.
         config: the present settings; what is one of them stays as exact as it is.
@@ -167,6 +170,9 @@ def suggested(
         found[name] = value
         if name == "inner_optimizer":
             optimizer = value
+    if found.get("windows", "none") != "none":  # one that fits into the inner steps
+        T = found.get("num_passes", config.num_passes) * config.num_minibatches
+        found["window"] = min(config.window, T)
     return found
 
 

@@ -19,7 +19,7 @@ pytest.importorskip("optuna", reason='pip install "distill_jax[tune]"')
 from distill_jax.distill import NonFiniteMetaGradient, Schedule, distill
 from experiments import recipe, study, trials, tune
 from experiments import rows as result_rows
-from experiments.trials import Outcome, Range
+from experiments.trials import Outcome, Range, suggested
 from tests.test_compare import write_corpus
 
 ROOT = Path(__file__).parents[1]
@@ -139,6 +139,23 @@ def test_every_trial_is_a_row(whole):
     assert whole.result.accuracy == best["accuracy_mean"]
     assert whole.result.best.meta_lr == best["params"]["meta_lr"]
     assert whole.result.best.num_passes == 4
+
+
+def test_a_window_is_cut_to_the_steps_of_its_trial(corpus):
+    optuna = pytest.importorskip("optuna")
+    config = tune.Config(
+        **TINY | {"dataset": str(corpus), "search": "windows,num_passes"}
+    )
+    assert config.num_minibatches == 1
+    for kind, passes, window in (
+        ("none", 10, {}),
+        ("random", 10, {"window": 10}),
+        ("last", 40, {"window": 20}),
+    ):
+        trial = optuna.trial.FixedTrial({"windows": kind, "num_passes": passes})
+        found = suggested(trial, config, config.space)
+        assert found == {"windows": kind, "num_passes": passes} | window
+        dataclasses.replace(config.of_trial, **found)
 
 
 @pytest.mark.parametrize(
