@@ -248,8 +248,8 @@ def meta_gradient(
         (words,) = _leaves([x.flatten(0, 1)])
         read = frozen(theta_0, words, None)
         x = read.detach().view(*x.shape[:2], -1)
-        chunks = zip(real_x.split(chunk), real_mask.split(chunk), strict=True)
-        real_x = torch.cat([frozen(theta_0, *part) for part in chunks])
+        parts = [slice(i, i + chunk) for i in range(0, real_y.shape[0], chunk)]
+        real_x = torch.cat([frozen(theta_0, real_x[i], real_mask[i]) for i in parts])
     lr = F.softplus(raw_lr)
     steps = [(e, s) for e in range(lr.shape[0]) for s in range(lr.shape[1])]
 
