@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 
 from distill_jax.models.adapters import from_linen, positive, probability, word_vectors
-from distill_jax.models.mean_cnn import reference_windows
+from distill_jax.models.mean_cnn import output_layer, reference_windows
 from distill_jax.types import Model
 
 KERNEL_SCALE, SCALE = 1.4, 10.0
@@ -97,14 +97,7 @@ class _FourierBag(nn.Module):
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         if self.headless:
             return h
-        init = nn.initializers.zeros
-        if self.out_scale:
-            init = nn.initializers.variance_scaling(
-                self.out_scale**2, "fan_in", "truncated_normal"
-            )
-        return nn.Dense(
-            self.num_classes, kernel_init=init, param_dtype=self.param_dtype, name="out"
-        )(h)
+        return output_layer(self.num_classes, self.out_scale, self.param_dtype)(h)
 
 
 def fourier_bag(

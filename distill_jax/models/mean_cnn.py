@@ -75,14 +75,17 @@ class _MeanCNN(nn.Module):
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         if self.headless:
             return h
-        init = nn.initializers.zeros
-        if self.out_scale:
-            init = nn.initializers.variance_scaling(
-                self.out_scale**2, "fan_in", "truncated_normal"
-            )
-        return nn.Dense(
-            self.num_classes, kernel_init=init, param_dtype=self.param_dtype, name="out"
-        )(h)
+        return output_layer(self.num_classes, self.out_scale, self.param_dtype)(h)
+
+
+def output_layer(num_classes: int, out_scale: float, param_dtype: Any) -> nn.Dense:
+    """Logits from features; at the start zero, or `out_scale` times LeCun's."""
+    init = nn.initializers.zeros
+    if out_scale:
+        init = nn.initializers.variance_scaling(
+            out_scale**2, "fan_in", "truncated_normal"
+        )
+    return nn.Dense(num_classes, kernel_init=init, param_dtype=param_dtype, name="out")
 
 
 def mean_cnn(
