@@ -315,14 +315,13 @@ def test_a_word_shrinks_by_the_penalty_and_is_then_gone():
     x[0, 0, :, 0] = [3.0, 0.25, -1.0, 0.0]
     tx = compact.shrink_words(2.0, lambda count: 0.1 * (count + 1))
     state, x = tx.init(x), jnp.asarray(x)
-    up = jnp.full_like(x, 0.0).at[..., 0].set(0.1)
-    for expected in (
-        [3.1, 0.15, -0.7, 0],  # the longest is left alone, and none comes back
-        [3.2, 0, -0.2, 0],
-        [3.3, 0, 0, 0],
-        [3.4, 0, 0, 0],
+    for up, expected in (
+        (0.1, [3.1, 0.15, -0.7, 0]),  # the longest is left alone
+        (0.1, [3.2, 0, -0.2, 0]),
+        (0.1, [3.3, 0, 0, 0]),
+        (5.0, [8.3, 0, 0, 0]),  # and none comes back
     ):
-        updates, state = tx.update(up, state, x)
+        updates, state = tx.update(jnp.zeros_like(x).at[..., 0].set(up), state, x)
         x = optax.apply_updates(x, updates)
         np.testing.assert_allclose(x[0, 0, :, 0], expected, atol=1e-12)
         assert not np.asarray(x)[0, 0, np.asarray(expected) == 0].any()
