@@ -6,7 +6,7 @@ and step sizes float16 or float32. A file is one safetensors file; its header ho
 card. In memory, sentences can be learned in fewer numbers: each `[L, D]` matrix as a
 product of rank r (`low_rank`), or all tokens as mixtures of k shared vectors
 (`shared_basis`, as the linear combinations of Deng & Russakovsky 2022, Sec. 3.2). Or
-each sentence learns how many words it needs (`shrink_words`); only these are stored.
+each sentence learns how many words it needs (`drop_words`); only these are stored.
 """
 
 import hashlib
@@ -304,54 +304,56 @@ _EXPAND: dict[str, Callable[..., jax.Array]] = {
 }
 
 
-class ShrinkState(NamedTuple):
+class DropState(NamedTuple):
     """`count`: updates so far, int32."""
 
     count: jax.Array
 
 
-def shrink_words(
-    penalty: float, size: float | Callable[[jax.Array], Any]
-) -> optax.GradientTransformation:
-    """Lets each sentence learn its length, by a group lasso over its words.
+def drop_words(kept: float, num_steps: int) -> optax.GradientTransformation:
+    """Lets each sentence learn its length: the shortest of all words are dropped.
 
-    After an update, each word x_p of the distilled sentences takes the proximal step
-    of `penalty * sum_p |x_p|` (Yuan & Lin 2006, Eq. 2.1; Parikh & Boyd 2014, Sec. 6.5),
+    After update k, of all N words of the distilled sentences the K longest are left,
 
-        x_p <- x_p * max(0, 1 - size * penalty / |x_p|),
+        K = N * (kept + (1 - kept) * (1 - k / num_steps)^3)     until k = num_steps
 
-    and one that comes to zero is gone for good. The longest word of a sentence is left
-    alone. It comes last in a chain, for the leaf `x` of a `Distilled` that is `ragged`.
+    (gradual pruning by magnitude, Zhu & Gupta 2018, Eq. 1), and one that is gone stays
+    gone: it has no gradient. Each sentence keeps its longest word. It comes last in a
+    chain, for the leaf `x` of a `Distilled` that is `ragged`.
 
     Args:
-        penalty: from 0 on, in units of a word's norm for one unit of `size`.
-        size: of the steps, or a schedule of it by their number.
+        kept: share of the words that is left in the end, in (0, 1].
+        num_steps: updates until then, from 1 on.
 
     Raises:
-        ValueError: on a penalty below 0; from the update, without the parameters.
+        ValueError: on a share or number out of its range; from the update, without the
+            parameters.
     """
-    if not penalty >= 0:
-        raise ValueError(f"penalty must be from 0 on, got {penalty}")
+    if not 0 < kept <= 1:
+        raise ValueError(f"kept must be in (0, 1], got {kept}")
+    _at_least_one("num_steps", num_steps)
 
     def init(params):
         del params
-        return ShrinkState(jnp.zeros((), jnp.int32))
+        return DropState(jnp.zeros((), jnp.int32))
 
     def update(updates, state, params=None):
         if params is None:
-            raise ValueError("shrink_words needs the parameters: tx.update(.., params)")
-        step = size(state.count) if callable(size) else size
+            raise ValueError("drop_words needs the parameters: tx.update(.., params)")
+        count = state.count + 1
+        to_go = 1 - jnp.minimum(count / num_steps, 1)
 
         def leaf(x, u):
-            word = x + u
+            word = jnp.where((x != 0).any(-1, keepdims=True), x + u, 0)
             norm = jnp.linalg.norm(word, axis=-1, keepdims=True)
+            N = norm.size
+            K = jnp.ceil(N * (kept + (1 - kept) * to_go**3)).astype(int)
+            least = jnp.sort(norm, None)[N - jnp.clip(K, 1, N)]
             longest = norm == norm.max(-2, keepdims=True)
-            less = 1 - step * penalty / jnp.where(norm > 0, norm, 1)
-            left = word * jnp.where(longest, 1, jnp.maximum(less, 0))
-            there = (x != 0).any(-1, keepdims=True)
-            return jnp.where(there, left, 0).astype(x.dtype) - x
+            left = jnp.where((norm >= least) | longest, word, 0)
+            return left.astype(x.dtype) - x
 
-        return jax.tree.map(leaf, params, updates), ShrinkState(state.count + 1)
+        return jax.tree.map(leaf, params, updates), DropState(count)
 
     return optax.GradientTransformation(init, update)
 

@@ -54,6 +54,7 @@ class Schedule:
         checkpoint_every: also saved before the first and after the last step.
         report_every: how often the losses are fetched from the device.
         max_skipped_in_a_row: meta-gradients that are not finite, before giving up.
+        select_from: the first that may be the best; at most `num_meta_steps`.
     """
 
     num_meta_steps: int
@@ -61,13 +62,19 @@ class Schedule:
     checkpoint_every: int
     report_every: int = 10
     max_skipped_in_a_row: int = 5
+    select_from: int = 0
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            least = 0 if field.name == "num_meta_steps" else 1
+            least = 0 if field.name in ("num_meta_steps", "select_from") else 1
             value = getattr(self, field.name)
             if value < least:
                 raise ValueError(f"{field.name} must be at least {least}, got {value}")
+        if self.select_from > self.num_meta_steps:
+            raise ValueError(
+                f"select_from must be at most the {self.num_meta_steps} meta-steps, "
+                f"got {self.select_from}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +86,7 @@ class Progress:
         num_meta_steps: of how many.
         meta_loss: mean since the last report, in nats; None if all were skipped.
         skipped_in_a_row: meta-steps skipped since the last good one.
-        best_accuracy: on validation, in [0, 1].
+        best_accuracy: on validation, in [0, 1]; -1 before `select_from`.
         best_step: where it was reached.
         row: the new row of the history, where this step validated.
     """
@@ -183,7 +190,8 @@ def distill(
 
     def validated() -> dict[str, Any]:
         host = _to_host(state)
-        return record.add(host, float(validate(host.distilled, validation_key)))
+        accuracy = float(validate(host.distilled, validation_key))
+        return record.add(host, accuracy, chosen=step >= schedule.select_from)
 
     def save() -> None:
         if checkpoints is not None:
@@ -273,8 +281,10 @@ class _Record:
                 raise _non_finite(info, state, k, self.skipped_in_a_row, folder)
         return losses
 
-    def add(self, state: MetaState, accuracy: float) -> dict[str, Any]:
-        """Adds a row to the history; keeps what is best so far."""
+    def add(
+        self, state: MetaState, accuracy: float, *, chosen: bool = True
+    ) -> dict[str, Any]:
+        """Adds a row to the history; keeps what is best so far, of the `chosen`."""
         if not 0 <= accuracy <= 1:
             raise ValueError(f"validate must return a number in [0, 1], got {accuracy}")
         step = int(state.step)
@@ -291,7 +301,7 @@ class _Record:
         }
         self.history.append(row)
         self.window = []
-        if accuracy > self.best_accuracy:
+        if chosen and accuracy > self.best_accuracy:
             self.best, self.best_accuracy = state.distilled, accuracy
             self.best_step = step
         return row

@@ -48,7 +48,7 @@ NOT_HERE = (
     "baselines",
     "select_on",
     "labels",
-    "length_penalty",
+    "words_kept",
 )
 
 

@@ -74,10 +74,10 @@ class Config:
     distilled_length: int = setting(
         0, "Words of a distilled sentence; 0: as many as tokens of a real one."
     )
-    length_penalty: float = setting(
-        0.0,
-        "Sentences learn their lengths: how fast words that do not help shrink; 0: no "
-        "word does.",
+    words_kept: float = setting(
+        1.0,
+        "Share of their words that distilled sentences keep, the longest of all, so "
+        "that each learns its length; the others go in the first half of the run.",
     )
     model: str = setting("text_cnn", "The network.", choices=tuple(sorted(MODELS)))
     model_settings: tuple[str, ...] = setting(
@@ -172,7 +172,7 @@ class Config:
             _at_least(name, getattr(self, name), 1)
         for name in (
             "examples num_meta_steps clip_norm clip_relative window_earliest "
-            "distilled_length length_penalty warm_steps"
+            "distilled_length warm_steps"
         ).split():
             _at_least(name, getattr(self, name), 0)
         if self.objective != "unrolled" and self.windows != "none":
@@ -185,6 +185,8 @@ class Config:
         for name in ("warm_lr", "warm_ridge", "inner_lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} must be above 0, got {getattr(self, name)}")
+        if not 0 < self.words_kept <= 1:
+            raise ValueError(f"--words_kept must be in (0, 1], got {self.words_kept}")
         if self.examples == 0:
             _at_least("examples_per_class", self.examples_per_class, 1)
         if self.real_batch % self.real_chunk:
@@ -351,7 +353,7 @@ def start_of(config: Config, task: Task) -> Distilled:
         np.asarray(task.vectors.table * task.scale),
     )
     x, labels = (jnp.asarray(a) for a in STARTS[config.start](corpus, n, key))
-    ragged = config.length_penalty > 0
+    ragged = config.words_kept < 1
     if config.distilled_length or ragged:  # if ragged, padding is words to begin with
         length = config.distilled_length or x.shape[1]
         x = jnp.asarray(with_length(np.asarray(x), length))
@@ -540,11 +542,12 @@ def meta_tx(config: Config, *, traced: bool = False) -> optax.GradientTransforma
             return optax.adam(falling(size), b1=config.meta_b1)
 
         frozen, soft = optax.set_to_zero(), config.labels == "soft"
-        ragged = config.length_penalty > 0
+        ragged = config.words_kept < 1
+        half = max(1, config.num_meta_steps // 2)
         leaves: dict[Any, optax.GradientTransformation] = {
             "x": optax.chain(
                 adam(meta_lr),
-                compact.shrink_words(config.length_penalty, falling(meta_lr)),
+                compact.drop_words(config.words_kept, half),
             )
             if ragged
             else adam(meta_lr),
@@ -620,8 +623,8 @@ def fingerprint(config: Config, task: Task) -> dict[str, Any]:
         free |= {"objective", "objective_settings", "experts"}
     if not config.distilled_length:
         free |= {"distilled_length"}
-    if not config.length_penalty:
-        free |= {"length_penalty"}
+    if config.words_kept == 1:
+        free |= {"words_kept"}
     if not config.warm_steps:
         free |= {"warm_steps", "warm_lr", "warm_ridge"}
     if config.windows == "none":

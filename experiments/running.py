@@ -151,7 +151,11 @@ def learned(
             setup.next_batch,
             setup.validate,
             Schedule(
-                config.num_meta_steps, config.validate_every, config.checkpoint_every
+                config.num_meta_steps,
+                config.validate_every,
+                config.checkpoint_every,
+                # Lengths are learned in the first half.
+                select_from=config.num_meta_steps // 2 if config.words_kept < 1 else 0,
             ),
             key=jax.random.key(config.seed),
             num_inits=config.num_inits,
@@ -203,7 +207,8 @@ class Reporter:
             self.accuracy = progress.row["accuracy"]
         if self.accuracy is not None:
             shown["validation"] = f"{self.accuracy:.1%}"
-        shown["best"] = f"{progress.best_accuracy:.1%}"
+        if progress.best_accuracy >= 0:
+            shown["best"] = f"{progress.best_accuracy:.1%}"
         if progress.skipped_in_a_row:
             shown["skipped"] = str(progress.skipped_in_a_row)
         self.bar.set_postfix(shown)

@@ -303,28 +303,31 @@ def test_what_does_not_fit_sentences_of_learned_lengths(ragged):
     for kept in (arrays["x.kept"] * 0, arrays["x.kept"].astype(np.int32)):
         with pytest.raises(ValueError, match="x.kept must mark the 25 words"):
             compact.restore(arrays | {"x.kept": kept})
-    with pytest.raises(ValueError, match="penalty must be from 0 on, got -1"):
-        compact.shrink_words(-1, 0.1)
-    tx = compact.shrink_words(1, 0.1)
+    for kept in (0, 1.5):
+        with pytest.raises(ValueError, match=rf"kept must be in \(0, 1\], got {kept}"):
+            compact.drop_words(kept, 3)
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+        compact.drop_words(0.5, 0)
+    tx = compact.drop_words(0.5, 3)
     with pytest.raises(ValueError, match="needs the parameters"):
         tx.update(jnp.ones((2, 3)), tx.init(None))
 
 
-def test_a_word_shrinks_by_the_penalty_and_is_then_gone():
-    x = np.zeros((1, 1, 4, 2))
-    x[0, 0, :, 0] = [3.0, 0.25, -1.0, 0.0]
-    tx = compact.shrink_words(2.0, lambda count: 0.1 * (count + 1))
+def test_the_shortest_of_all_words_go_and_stay_gone():
+    """K is 8 * (1/4 + 3/4 * (1 - k / 2)^3): 3 and then 2 of 8 words."""
+    x = np.zeros((1, 2, 4, 2))
+    x[0, :, :, 0] = [[3.0, 2.5, -2.0, 1.5], [1.0, 0.5, 0.2, 0.1]]
+    tx = compact.drop_words(0.25, 2)
     state, x = tx.init(x), jnp.asarray(x)
     for up, expected in (
-        (0.1, [3.1, 0.15, -0.7, 0]),  # the longest is left alone
-        (0.1, [3.2, 0, -0.2, 0]),
-        (0.1, [3.3, 0, 0, 0]),
-        (5.0, [8.3, 0, 0, 0]),  # and none comes back
+        (0.1, [[3.1, 2.6, -1.9, 0], [1.1, 0, 0, 0]]),
+        (0.1, [[3.2, 2.7, 0, 0], [1.2, 0, 0, 0]]),  # 1.2: each keeps its longest
+        (5.0, [[8.2, 7.7, 0, 0], [6.2, 0, 0, 0]]),
     ):
         updates, state = tx.update(jnp.zeros_like(x).at[..., 0].set(up), state, x)
         x = optax.apply_updates(x, updates)
-        np.testing.assert_allclose(x[0, 0, :, 0], expected, atol=1e-12)
-        assert not np.asarray(x)[0, 0, np.asarray(expected) == 0].any()
+        np.testing.assert_allclose(x[0, :, :, 0], expected, atol=1e-12)
+        assert not np.asarray(x)[0][np.asarray(expected) == 0].any()
 
 
 def test_a_word_that_is_gone_is_as_one_that_never_was():

@@ -69,6 +69,19 @@ def test_it_learns_and_keeps_the_best(unbroken):
     assert int(unbroken.state.step) == 30
 
 
+def test_what_comes_before_select_from_is_never_the_best():
+    told, scores = [], iter([0.9, 0.8, 0.1, 0.2, 0.3, 0.2, 0.1, 0.1, 0.1])
+    result = tiny.run(
+        schedule=dataclasses.replace(tiny.SCHEDULE, select_from=8),
+        validate=lambda distilled, key: next(scores),
+        report=told.append,
+    )
+    assert (result.best_accuracy, result.best_step) == (0.3, 16)
+    assert [p.best_accuracy for p in told if p.step < 8] == [-1] * 4
+    with pytest.raises(ValueError, match="at most the 3 meta-steps, got 4"):
+        Schedule(3, 1, 1, select_from=4)
+
+
 def test_a_row_holds_means_since_the_row_before_and_the_step_sizes(unbroken):
     state = tiny.problem()[0]
     first, *rows = unbroken.history[:3]

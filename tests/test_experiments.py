@@ -950,8 +950,8 @@ def test_distilled_sentences_of_another_length_than_real_ones(corpus, task):
         config_of(corpus, distilled_length=-1)
 
 
-def test_words_that_do_not_help_shrink_until_they_are_gone(corpus, task):
-    config = config_of(corpus, length_penalty=5.0, distilled_length=6, meta_lr=0.1)
+def test_sentences_that_learn_their_lengths(corpus, task):
+    config = config_of(corpus, words_kept=0.5, distilled_length=6)
     start = recipe.start_of(config, task)
     assert start.ragged and (np.asarray(start.x) != 0).any(-1).all()
     setup = recipe.build(config, task, start)
@@ -963,16 +963,17 @@ def test_words_that_do_not_help_shrink_until_they_are_gone(corpus, task):
         assert np.isfinite(info.meta_loss)
         counts.append(state.distilled.mask.sum())
     assert state.distilled.ragged and (np.diff(counts) <= 0).all()
-    n = start.mask[..., 0].size
-    assert n <= counts[-1] < counts[0]
+    least, n = counts[0] / 2, start.mask[..., 0].size
+    assert least <= counts[-1] < least + n
+    assert counts[config.num_meta_steps // 2] == counts[-1] < counts[5]
     assert 0 <= setup.validate(state.distilled, jax.random.key(0)) <= 1
     plain = recipe.fingerprint(config_of(corpus), task)
-    assert "length_penalty" not in plain  # as runs that did not know it
-    assert recipe.fingerprint(config, task)["length_penalty"] == 5.0
-    with pytest.raises(ValueError, match="--length_penalty must be at least 0"):
-        config_of(corpus, length_penalty=-1.0)
-    with pytest.raises(ValueError, match="--length_penalty is not for comparisons"):
-        compare.Config(dataset=str(corpus), length_penalty=1.0)
+    assert "words_kept" not in plain  # as runs that did not know it
+    assert recipe.fingerprint(config, task)["words_kept"] == 0.5
+    with pytest.raises(ValueError, match=r"--words_kept must be in \(0, 1\], got 0"):
+        config_of(corpus, words_kept=0.0)
+    with pytest.raises(ValueError, match="--words_kept is not for comparisons"):
+        compare.Config(dataset=str(corpus), words_kept=0.5)
 
 
 def test_what_does_not_go_together(corpus):
