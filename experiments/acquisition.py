@@ -231,7 +231,7 @@ class Learner:
         sizes = np.cumsum([self.num_start, *self.sizes]).tolist()
         sizes += [total] if self.trains_full else []
         self.max_steps = max(self.steps(n) for n in set(sizes))
-        self.chunks = in_chunks(self.task, task.train)
+        self.chunks = in_chunks(task, task.train)
         self._compile()
 
     @property
@@ -251,12 +251,12 @@ class Learner:
     def _compile(self) -> None:
         config, task = self.config, self.task
         validation = validation_chunks(
-            self.task,
+            task,
             task.validation,
             seed=config.seed,
             num_examples=config.validation_examples,
         )
-        test = in_chunks(self.task, task.test)
+        test = in_chunks(task, task.test)
 
         def judge(theta):
             if config.select == "loss":

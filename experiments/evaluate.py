@@ -123,18 +123,19 @@ def run(
         settings = parse_settings(config.model_settings)
         networks.append((config.model, with_network(own, config.model, settings)))
     ways = [
-        way
-        for name, task in networks
+        (number, way)
+        for number, (name, task) in enumerate(networks)
         for way in _ways(config, name, task, distilled, tx, say)
     ]
     # As in experiments.distill: with the seed of the run, the same theta_0.
     keys = jax.random.split(_keys(config)[1], config.test_inits)
     say("Reading the test split.")
+    tests = [in_chunks(task, own.test) for _, task in networks]
     scored = []
-    for way in ways:
+    for number, way in ways:
         began = time.perf_counter()
         assert way.score is not None  # only the majority line has none
-        accuracies = np.asarray(way.score(keys, in_chunks(way.task, own.test)))
+        accuracies = np.asarray(way.score(keys, tests[number]))
         scored.append((way, accuracies, way.seconds + time.perf_counter() - began))
     rows = _rows(config, saved, own, distilled, scored)
     result_rows.append(results, rows)
@@ -148,7 +149,6 @@ class _Way:
 
     Attributes:
         model: its name.
-        task: what it is trained for.
         method, training: as in the rows.
         score: `(keys [N], chunks) -> accuracies [N]`.
         recipe: what was chosen on validation.
@@ -156,7 +156,6 @@ class _Way:
     """
 
     model: str
-    task: Task
     method: str
     training: str
     score: Callable[[jax.Array, Batch], jax.Array] | None
@@ -171,14 +170,14 @@ def _ways(config, name, task, distilled: Distilled, tx, say):
     )
     native = native_scorer(task, task.model.init, tx)
     own_order = partial(native, distilled.batches, distilled.lr)
-    yield _Way(name, task, "distilled", "native", own_order, {}, 0.0)
+    yield _Way(name, "distilled", "native", own_order, {}, 0.0)
 
     began = time.perf_counter()
     sentences = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), distilled.batches)
     score, recipe = _tuned_standard(config, task, sentences, validation)
     say(f"{name}, ordinary training: {recipe}.")
     seconds = time.perf_counter() - began
-    yield _Way(name, task, "distilled", "standard", score, recipe, seconds)
+    yield _Way(name, "distilled", "standard", score, recipe, seconds)
 
     if config.full:
         began = time.perf_counter()
@@ -187,7 +186,7 @@ def _ways(config, name, task, distilled: Distilled, tx, say):
         )
         say(f"{name}, full data: {recipe}.")
         seconds = time.perf_counter() - began
-        yield _Way(name, task, "full", "standard", score, recipe, seconds)
+        yield _Way(name, "full", "standard", score, recipe, seconds)
 
 
 def _tuned_standard(config: Config, task: Task, sentences: Batch, validation: Batch):
@@ -247,7 +246,7 @@ def _rows(config, saved, task, distilled, scored) -> list[result_rows.Row]:
         "artifact_sha256": saved.card["tensors"]["sha256"],
         "artifact_model": saved.card["model"],
     }
-    majority_way = _Way(scored[0][0].model, task, "majority", "", None, {}, 0.0)
+    majority_way = _Way(scored[0][0].model, "majority", "", None, {}, 0.0)
     rows = []
     for way, accuracies, seconds in [
         *scored,
