@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import meta_step
-from experiments import rows as rows_lib
-from experiments.rows import Row
+from distill_jax import results as rows_lib
+from distill_jax.results import Row
 
 if TYPE_CHECKING:
     from benchmarks.flops import Flops

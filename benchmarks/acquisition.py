@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import meta_step
-from experiments import rows as rows_lib
-from experiments.rows import Row
+from distill_jax import results as rows_lib
+from distill_jax.results import Row
 
 SST5 = 8_544  # sentences in its training split
 _POOL: dict[str, Any] = {

@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments import rows as rows_lib
-from experiments.rows import Row
+from distill_jax import results as rows_lib
+from distill_jax.results import Row
 
 if TYPE_CHECKING:
     from benchmarks.implementations import Compiled, Config

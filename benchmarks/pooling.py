@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks import meta_step
-from experiments.rows import Row
+from distill_jax.results import Row
 
 POOLING = {"distill_jax": "winners", "distill_jax_dense": "dense"}
 

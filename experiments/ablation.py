@@ -28,14 +28,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import evaluate
-from distill_jax.distill import NonFiniteMetaGradient
-from experiments import ablation_tables, recipe
+from distill_jax import results as result_rows
+from distill_jax.loop import NonFiniteMetaGradient
+from distill_jax.report import ablation_tables
+from distill_jax.report.ablation_tables import ALL_ON
+from distill_jax.task import Task, in_chunks
 from experiments import config as flagged
-from experiments import rows as result_rows
-from experiments.ablation_tables import ALL_ON
+from experiments import recipe
 from experiments.config import setting
 from experiments.running import estimate, learned, told_in_a_line
-from experiments.task import Task, in_chunks
 
 MANY = 4  # theta_0 in a meta-step, where all on has one
 

@@ -11,19 +11,13 @@ import optax
 from jax import lax
 
 from distill_jax import active, data, evaluate, queries
+from distill_jax.active import annotation
 from distill_jax.models import MODELS
+from distill_jax.task import Task, check_model, in_chunks, parse_settings, prepare
 from distill_jax.types import Params
-from experiments import annotation
 from experiments.baselines import validation_chunks
 from experiments.config import setting
 from experiments.recipe import BEST_SETTINGS
-from experiments.task import (
-    Task,
-    check_model,
-    in_chunks,
-    parse_settings,
-    prepare,
-)
 
 SELECT = ("accuracy", "loss")
 ORACLES = ("simulated", "human")

@@ -18,15 +18,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from distill_jax import active, page, queries, report, statistics
+from distill_jax import active, queries, statistics
 from distill_jax import checkpoints as ckpt
-from experiments import annotation, curves, pages
+from distill_jax import results as result_rows
+from distill_jax.active import annotation
+from distill_jax.report import curves, page, plots
+from distill_jax.task import labels_of
 from experiments import config as flagged
-from experiments import rows as result_rows
+from experiments import pages
 from experiments.acquisition import NOTES, PRESETS, Config, Learner, load
 from experiments.rounds import Run, append_once, fingerprint, rows_of
 from experiments.running import duration, told_in_a_line
-from experiments.task import labels_of
 
 _FULL = 2**31 + 1  # no round has this number
 
@@ -220,7 +222,7 @@ def _drawn(rows: list[result_rows.Row], out: Path) -> tuple[Path, Path]:
         name: [_point(labels, values) for labels, values in points.items()]
         for name, points in curves.curves(rows).items()
     }
-    figure = report.plot_curves(
+    figure = plots.plot_curves(
         out / "curves.png",
         lines,
         xlabel="labels",

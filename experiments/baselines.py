@@ -9,8 +9,8 @@ import numpy as np
 import optax
 
 from distill_jax import evaluate, losses
+from distill_jax.task import Task, in_chunks, take
 from distill_jax.types import Batch
-from experiments.task import Task, in_chunks, take
 
 Scorer = Callable[[jax.Array, Batch], jax.Array]  # (keys [N], chunks) -> accuracies [N]
 

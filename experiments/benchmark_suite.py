@@ -26,14 +26,15 @@ from typing import Any, NamedTuple
 import jax
 
 from distill_jax import artifact, data
+from distill_jax import results as result_rows
 from distill_jax.models import MODELS
-from experiments import cells, compare, fitting, recipe, suite_tables
+from distill_jax.report import suite_tables
+from distill_jax.report.suite_tables import GROUPS
+from experiments import cells, compare, fitting, recipe
 from experiments import config as flagged
-from experiments import rows as result_rows
 from experiments.cells import WITH_TEACHER, Workbench
 from experiments.running import duration, told_in_a_line
 from experiments.scoring import QUERY, Cell, cell_of
-from experiments.suite_tables import GROUPS
 
 METHODS = "full,majority,selections,distilled"
 # What a corpus needs that is not the default. Explicit flags win.
@@ -369,7 +370,7 @@ def run(
     Raises:
         ValueError: before any work, if a corpus or budget does not fit.
         Failed: after all other jobs, if some raised.
-        distill_jax.distill.Interrupted: after Ctrl-C in a distillation.
+        distill_jax.loop.Interrupted: after Ctrl-C in a distillation.
     """
     parts, bench, total = [], None, 0.0
     for name, config in wanted:

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import active, artifact, queries, statistics
+from distill_jax import results as result_rows
 from distill_jax.selection import SELECTIONS
+from distill_jax.task import Task, in_chunks, mean_vectors, take
 from distill_jax.types import Batch, Distilled
 from experiments import fitting, recipe, saved
-from experiments import rows as result_rows
 from experiments.baselines import teacher_labels
 from experiments.running import learned
 from experiments.scoring import QUERY, Bench, Cell, Score
-from experiments.task import Task, in_chunks, mean_vectors, take
 
 QUERIES = [QUERY + name for name in queries.QUERIES if name != "random"]
 WITH_TEACHER = ("random", "kmeans_medoids")  # with soft labels of a teacher too

@@ -21,16 +21,17 @@ import jax
 import numpy as np
 
 from distill_jax import artifact, compact, evaluate
-from experiments import compact_tables, pages
+from distill_jax import results as result_rows
+from distill_jax.forms import Form, fitting, form_of
+from distill_jax.report import compact_tables
+from distill_jax.task import Task, in_chunks
 from experiments import config as flagged
-from experiments import rows as result_rows
+from experiments import pages
 from experiments.baselines import validation_chunks
 from experiments.config import setting
-from experiments.forms import Form, fitting, form_of
 from experiments.recipe import native_scorer
 from experiments.running import told_in_a_line
 from experiments.saved import inner_tx_of, task_of
-from experiments.task import Task, in_chunks
 
 FIGURE = "compact.png"
 RESULTS = "results/compact.jsonl"
@@ -260,7 +261,7 @@ def curves(
         rows: one for each form, of one set.
 
     Returns:
-        By name `(bytes, mean, mean - sd, mean + sd)`, for `report.plot_curves`.
+        By name `(bytes, mean, mean - sd, mean + sd)`, for `plots.plot_curves`.
     """
     groups: dict[tuple[str, str], list[tuple[Form, result_rows.Row]]] = {}
     for row in rows:
@@ -285,10 +286,10 @@ def curves(
 
 def _drawn(path: Path, rows: Sequence[result_rows.Row], of: result_rows.Row) -> Path:
     """The forms of one set, also those of earlier runs on the same theta_0."""
-    from distill_jax import report
+    from distill_jax.report import plots
 
     same = [row for row in rows if compact_tables.comparable(row, of)]
-    return report.plot_curves(
+    return plots.plot_curves(
         path,
         curves(compact_tables.newest(same)),
         xlabel="bytes",

@@ -21,19 +21,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import active, page, queries
+from distill_jax import active, queries
+from distill_jax import results as result_rows
+from distill_jax.data.resplit import pooled
 from distill_jax.models import MODELS
+from distill_jax.report import page
+from distill_jax.report.verdict import TITLES, name_of, verdicts
 from distill_jax.selection import SELECTIONS
+from distill_jax.task import Task, prepare
 from experiments import config as flagged
 from experiments import fitting, pages, recipe
-from experiments import rows as result_rows
 from experiments.cells import QUERIES, WITH_TEACHER, Workbench
 from experiments.config import setting
-from experiments.resplit import pooled
 from experiments.running import duration, told_in_a_line
 from experiments.scoring import QUERY, Cell
-from experiments.task import Task, prepare
-from experiments.verdict import TITLES, name_of, verdicts
 
 GROUPS: dict[str, list[str]] = {
     "full": ["full"],
@@ -225,7 +226,7 @@ def run(
 
     Raises:
         ValueError: if a class has too few examples for a budget, among others.
-        distill_jax.distill.Interrupted: after Ctrl-C in a distillation.
+        distill_jax.loop.Interrupted: after Ctrl-C in a distillation.
         pages.NotDrawn: if the page cannot be written; the rows are.
     """
     config, task = _loaded(config, say)
@@ -402,7 +403,7 @@ def summary(rows: list[result_rows.Row]) -> str:
 
 def errata() -> str:
     """What the comparison paper has wrong, beside which its table is to be read."""
-    from distill_jax.page import ERRATA
+    from distill_jax.report.page import ERRATA
 
     return "Errata of the comparison paper (printed; problem; what is done here):" + (
         "".join(f"\n  {i}. " + "; ".join(e) for i, e in enumerate(ERRATA, 1))

@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import checkpoints as ckpt
-from distill_jax import compact, evaluate, page
+from distill_jax import compact, evaluate
+from distill_jax import results as result_rows
+from distill_jax.report import page
 from distill_jax.selection import SELECTIONS
+from distill_jax.task import Task, embedded, in_chunks, labels_of, mean_vectors, take
 from distill_jax.types import Batch, Distilled, MetaState
 from experiments import config as flagged
 from experiments import pages, saved
-from experiments import rows as result_rows
 from experiments.baselines import tuned_full, validation_chunks
 from experiments.recipe import (
     BEST_RECIPES,
@@ -35,14 +37,6 @@ from experiments.recipe import (
     start_of,
 )
 from experiments.running import estimate, learned, told_in_a_line
-from experiments.task import (
-    Task,
-    embedded,
-    in_chunks,
-    labels_of,
-    mean_vectors,
-    take,
-)
 
 # Beside every distillation; `experiments.compare` has the other selections.
 RIVALS = ("random", "random_balanced", "kmeans_medoids")
@@ -328,12 +322,12 @@ def _table(rows: list[result_rows.Row]) -> str:
 
 
 def _figures(config, task, result, rows, results, out) -> list[Path]:
-    from distill_jax import report
+    from distill_jax.report import plots
 
     by_method = {row["method"]: row for row in rows}
     full = by_method["distilled"]["full_accuracy_mean"]
     majority = by_method["majority"]["accuracy_mean"]
-    first = report.plot_run(
+    first = plots.plot_run(
         out / "run.png",
         [row["step"] for row in result.history],
         [row["accuracy"] for row in result.history],
@@ -355,7 +349,7 @@ def _figures(config, task, result, rows, results, out) -> list[Path]:
             )
             methods.setdefault(row["method"], {})[point[0]] = point
     points = {m: sorted(p.values()) for m, p in methods.items()}
-    second = report.plot_budget(out / "budget.png", points, full, majority)
+    second = plots.plot_budget(out / "budget.png", points, full, majority)
     return [first, second]
 
 

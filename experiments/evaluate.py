@@ -19,16 +19,16 @@ import numpy as np
 import optax
 
 from distill_jax import artifact, compact, evaluate
+from distill_jax import results as result_rows
 from distill_jax.models import MODELS
+from distill_jax.task import Task, check_model, in_chunks, parse_settings
 from distill_jax.types import Batch, Distilled
 from experiments import config as flagged
-from experiments import rows as result_rows
 from experiments.baselines import tuned_full, validation_chunks
 from experiments.config import setting
 from experiments.recipe import native_scorer
 from experiments.running import told_in_a_line
 from experiments.saved import inner_tx_of, task_of, with_network
-from experiments.task import Task, check_model, in_chunks, parse_settings
 
 # Step sizes tried by ordinary training.
 GRID = {

@@ -11,9 +11,9 @@ import optax
 
 from distill_jax import evaluate
 from distill_jax.objectives import experts
+from distill_jax.task import Task
 from distill_jax.types import Params
 from experiments.baselines import validation_chunks
-from experiments.task import Task
 
 
 def of_task(

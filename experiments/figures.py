@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import artifact, evaluate, report, statistics
-from experiments import curves, fitting, recipe, transfer
-from experiments import rows as result_rows
-from experiments.rows import Row
+from distill_jax import artifact, evaluate, statistics
+from distill_jax import results as result_rows
+from distill_jax.report import curves, plots
+from distill_jax.results import Row
+from experiments import fitting, recipe, transfer
 from experiments.running import told_in_a_line
 from experiments.saved import inner_tx_of
 from experiments.scoring import Cell
@@ -194,7 +195,7 @@ def _point(x: float, values) -> tuple[float, float, float, float]:
 def write(path: Path, figure, head: Sequence[str], lines: Sequence[Sequence]) -> None:
     """A figure as SVG, and its numbers beside it as CSV."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(report.svg(figure), encoding="utf-8")
+    path.write_text(plots.svg(figure), encoding="utf-8")
     with open(path.with_suffix(".csv"), "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([head, *lines])
 
@@ -251,7 +252,7 @@ def run(
         path = Path(out) / f"figure4-{name}.svg"
         # As in the paper's figure; the other queries are grey.
         faint = [c for c in table if c not in BRIGHT and "distilled" not in c]
-        shown = report.draw_curves(
+        shown = plots.draw_curves(
             table,
             xlabel="labels",
             full=full,
@@ -270,7 +271,7 @@ def run(
     bench = transfer.bench_of_source(found, place, vectors, runs, results, say)
     table = over_steps(bench, budget, known, num_inits)
     path = Path(out) / f"figure3-{name}-{budget}.svg"
-    shown = report.draw_curves(
+    shown = plots.draw_curves(
         table, xlabel="training step", majority=majority, log=True
     )
     head = ["curve", "step", "accuracy", "low", "high"]
@@ -278,7 +279,7 @@ def run(
     lr = found[budget].sets[0].arrays["lr"]
     steps = Path(out) / f"figure3-{name}-{budget}-step-sizes.svg"
     lines = [(number, float(size)) for number, size in enumerate(lr.ravel())]
-    write(steps, report.draw_step_sizes(lr), ["inner step", "step size"], lines)
+    write(steps, plots.draw_step_sizes(lr), ["inner step", "step size"], lines)
     drawn += [path, steps]
     for path in drawn:
         say(f"Figure: {path}")

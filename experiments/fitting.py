@@ -15,8 +15,8 @@ import optax
 from jax import lax
 
 from distill_jax import evaluate, losses
+from distill_jax.task import Task, embedded
 from distill_jax.types import Batch, LossFn, Params
-from experiments.task import Task, embedded
 
 # The grid that every method is tuned on: 12 recipes.
 STEP_SIZES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)

@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distill_jax import page
+from distill_jax import results as result_rows
 from distill_jax.decode import nearest_words
-from experiments import rows as result_rows
-from experiments import verdict
-from experiments.rows import Row
+from distill_jax.report import page, verdict
+from distill_jax.results import Row
 from experiments.running import told_in_a_line
 
 if TYPE_CHECKING:
+    from distill_jax.task import Task
     from distill_jax.types import Distilled
-    from experiments.task import Task
 
 NAME = "report.html"
 _NEAREST = 5  # words shown for each row of a sentence

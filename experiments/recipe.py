@@ -23,12 +23,7 @@ from distill_jax import (
 )
 from distill_jax.models import MODELS
 from distill_jax.starts import STARTS, Corpus, with_length
-from distill_jax.types import Batch, Distilled, InitFn, MetaState, Objective
-from distill_jax.windows import WINDOWS, num_starts, watched, watching
-from experiments import experts
-from experiments.baselines import validation_chunks
-from experiments.config import setting
-from experiments.task import (
+from distill_jax.task import (
     Task,
     check_model,
     embedded,
@@ -38,6 +33,11 @@ from experiments.task import (
     prepare,
     take,
 )
+from distill_jax.types import Batch, Distilled, InitFn, MetaState, Objective
+from distill_jax.windows import WINDOWS, num_starts, watched, watching
+from experiments import experts
+from experiments.baselines import validation_chunks
+from experiments.config import setting
 
 FROZEN_BYTES = 2**31  # else each meta-step reads its own real batch
 HARD = 1e4  # a logit this far below the others has probability zero, exactly

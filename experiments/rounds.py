@@ -13,12 +13,12 @@ import numpy as np
 
 from distill_jax import active, evaluate, queries
 from distill_jax import checkpoints as ckpt
+from distill_jax import results as result_rows
+from distill_jax.active import annotation
 from distill_jax.selection import SELECTIONS
+from distill_jax.task import Task, labels_of
 from distill_jax.types import Params
-from experiments import annotation
-from experiments import rows as result_rows
 from experiments.acquisition import Config, Learner
-from experiments.task import Task, labels_of
 
 _START = 2**31  # no round has this number
 

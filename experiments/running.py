@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax import checkpoints as ckpt
-from distill_jax.distill import DistillResult, Interrupted, Progress, Schedule, distill
+from distill_jax.loop import DistillResult, Interrupted, Progress, Schedule, distill
+from distill_jax.task import Task
 from distill_jax.types import Distilled
 from experiments.recipe import Config, Setup, fingerprint, warmed
-from experiments.task import Task
 
 
 @contextmanager

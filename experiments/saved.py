@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from distill_jax import artifact, data, losses
+from distill_jax import results as result_rows
+from distill_jax.task import Task, check_model, prepare
 from distill_jax.types import Distilled
-from experiments import rows as result_rows
 from experiments.recipe import INNER_TX, Config
-from experiments.task import Task, check_model, prepare
 
 
 def save(

@@ -14,11 +14,11 @@ import jax
 import numpy as np
 
 from distill_jax import evaluate
+from distill_jax import results as result_rows
+from distill_jax.task import Task, in_chunks, labels_of, take
 from distill_jax.types import Batch, Distilled
 from experiments import fitting, recipe
-from experiments import rows as result_rows
 from experiments.baselines import tuned_full, validation_chunks
-from experiments.task import Task, in_chunks, labels_of, take
 
 QUERY = "query:"  # before the name of a query: k_center is a selection too
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from absl import app, flags
 
+from distill_jax import results as rows_lib
 from distill_jax import statistics
-from experiments import (
+from distill_jax.report import (
     ablation_tables,
     compact_tables,
     curves,
@@ -26,9 +27,8 @@ from experiments import (
     suite_tables,
     verdict,
 )
-from experiments import claims as claims_lib
-from experiments import rows as rows_lib
-from experiments.rows import Row
+from distill_jax.report import claims as claims_lib
+from distill_jax.results import Row
 
 _README = flags.DEFINE_string("readme", "README.md", "The file that holds the tables.")
 _RESULTS = flags.DEFINE_string("results", "results", "The folder of the rows.")

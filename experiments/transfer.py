@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distill_jax import artifact
+from distill_jax import results as result_rows
 from distill_jax.models import MODELS
+from distill_jax.report.claims import TRANSFER
+from distill_jax.results import Row
+from distill_jax.task import Task
 from distill_jax.types import Distilled
 from experiments import compare, saved
-from experiments import rows as result_rows
 from experiments.cells import Sets, Workbench
-from experiments.claims import TRANSFER
-from experiments.rows import Row
 from experiments.running import duration
 from experiments.scoring import Cell
-from experiments.task import Task
 
 # What compare.Config takes from the card of an artefact.
 _OF_CARD = (

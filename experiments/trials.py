@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import evaluate
-from distill_jax.distill import Progress, Schedule, distill
+from distill_jax.loop import Progress, Schedule, distill
 from distill_jax.selection import SELECTIONS
+from distill_jax.task import Task, embedded, labels_of, mean_vectors, take
 from experiments import recipe
 from experiments.baselines import validation_chunks
-from experiments.task import Task, embedded, labels_of, mean_vectors, take
 
 
 class Range(NamedTuple):

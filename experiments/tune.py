@@ -24,15 +24,15 @@ from typing import Any, NamedTuple
 
 import jax
 
-from distill_jax.distill import NonFiniteMetaGradient
+from distill_jax import results as result_rows
+from distill_jax import study as studies
+from distill_jax.loop import NonFiniteMetaGradient
 from distill_jax.selection import SELECTIONS
+from distill_jax.task import Task
 from experiments import config as flagged
 from experiments import recipe
-from experiments import rows as result_rows
-from experiments import study as studies
 from experiments.config import setting
 from experiments.running import duration, told_in_a_line
-from experiments.task import Task
 from experiments.trials import (
     Baseline,
     Distillation,

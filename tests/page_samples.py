@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from distill_jax import page
 from distill_jax.decode import Nearest
+from distill_jax.report import page
 
 HOSTILE = "<script>window.hacked = 1</script>\"'&<img src=x onerror='hacked=1'> $x$ _é"
 LABELS = ("negative", HOSTILE)

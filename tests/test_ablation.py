@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from distill_jax.distill import DistillResult, NonFiniteMetaGradient
-from experiments import ablation, ablation_tables, distill, recipe, running
-from experiments import rows as result_rows
+from distill_jax import results as result_rows
+from distill_jax.loop import DistillResult, NonFiniteMetaGradient
+from distill_jax.report import ablation_tables
+from experiments import ablation, distill, recipe, running
 from tests.test_experiments import TINY, as_flags, child, write_corpus
 from tests.test_rows import experiment_row
 

@@ -15,8 +15,7 @@ import pytest
 
 from benchmarks import accelerator
 from benchmarks.implementations import MODELS, Config
-from distill_jax import parallel
-from experiments import rows
+from distill_jax import parallel, results
 
 ROOT = Path(__file__).parents[1]
 TINY = {"T": 2, "minibatch": 2, "tokens": 4, "real_batch": 4}
@@ -50,8 +49,8 @@ def measure(devices, theta_0s, path=None):
 def test_one_device_is_measured_for_each_number_of_theta_0(tmp_path, capsys):
     path = tmp_path / "results" / "accelerator.jsonl"
     got = measure(jax.devices()[:1], (8, 1), path)
-    assert rows.read(path) == [json.loads(json.dumps(row)) for row in got]
-    assert list(got[0]) == list(rows.ACCELERATOR_FIELDS)
+    assert results.read(path) == [json.loads(json.dumps(row)) for row in got]
+    assert list(got[0]) == list(results.ACCELERATOR_FIELDS)
     one, eight = got
     for row, n in ((one, 1), (eight, 8)):
         assert (row["num_theta_0"], row["num_devices"], row["parallel"]) == (
@@ -167,7 +166,7 @@ def test_the_analysis_times_nothing(monkeypatch, tmp_path, capsys):
         {"tiny": BAG}, (6, 8), topologies=["v5e:2x2"], results=path
     )
     assert asked == ["v5e:2x2"]
-    assert rows.read(path) == [json.loads(json.dumps(row))]
+    assert results.read(path) == [json.loads(json.dumps(row))]
     assert (row["kind"], row["topology"]) == ("compile-time analysis", "v5e:2x2")
     assert all(row[name] is None for name in (*TIMES, "measured_bytes"))
     assert (row["num_theta_0"], row["num_devices"]) == (8, 4)
@@ -185,13 +184,13 @@ def test_the_analysis_times_nothing(monkeypatch, tmp_path, capsys):
 def test_rows_are_either_measured_or_analysed():
     (row,) = measure(jax.devices()[:1], (1,))
     with pytest.raises(ValueError, match="topology must be null if measured"):
-        rows.check(row | {"topology": "v5e:2x2"})
+        results.check(row | {"topology": "v5e:2x2"})
     with pytest.raises(ValueError, match="step_seconds must be null if nothing"):
-        rows.check(row | {"step_seconds": None})
+        results.check(row | {"step_seconds": None})
     analysed = {"kind": "compile-time analysis", "topology": "v5e:2x2"}
     with pytest.raises(ValueError, match="step_seconds must be null if nothing"):
-        rows.check(row | analysed)
-    rows.check(row | analysed | dict.fromkeys(TIMES))
+        results.check(row | analysed)
+    results.check(row | analysed | dict.fromkeys(TIMES))
 
 
 def test_peak_bytes_by_platform():
@@ -233,7 +232,7 @@ def test_a_program_for_256_chips_reduces_once(tmp_path):
         timeout=300,
     )
     assert run.returncode == 0, run.stderr
-    (row,) = rows.read(path)
+    (row,) = results.read(path)
     assert (row["num_devices"], row["num_theta_0"], row["all_reduces"]) == (256, 256, 1)
     assert (row["backend"], row["device"]) == (
         "tpu",

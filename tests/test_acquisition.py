@@ -13,8 +13,7 @@ import pytest
 
 from benchmarks import acquirers, acquisition
 from benchmarks.acquirers import IMPLEMENTATIONS, Config, Problem, draw
-from distill_jax import selection
-from experiments import rows
+from distill_jax import results, selection
 
 ROOT = Path(__file__).parents[1]
 SMALL = (("filters", 3), ("widths", (2, 3)), ("hidden", 4))
@@ -116,7 +115,7 @@ def test_a_run_writes_valid_rows(tmp_path, capsys, monkeypatch):
     with jax.enable_x64(False):
         problems = {"mc_dropout_f2": draw(MC), "k_center": draw(K_CENTER)}
         got = acquisition.run(problems, names, repeats=2, results=path)
-    assert rows.read(path) == [json.loads(json.dumps(row)) for row in got]
+    assert results.read(path) == [json.loads(json.dumps(row)) for row in got]
     ours, loop, k_center = got
     asked = [row["implementation"] for row in got]
     assert asked == [*names, "distill_jax"]

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from distill_jax import checkpoints as ckpt
-from experiments import acquisition, active_learning, annotation
-from experiments import rows as result_rows
+from distill_jax import results as result_rows
+from distill_jax.active import annotation
+from experiments import acquisition, active_learning
 from experiments.acquisition import PRESETS, Config
 from tests.test_experiments import as_flags, child, measured, write_corpus
 

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from distill_jax.distill import Interrupted
+from distill_jax import results as result_rows
+from distill_jax.loop import Interrupted
+from distill_jax.report import suite_tables
 from experiments import benchmark_suite as suite
-from experiments import compare, running, suite_tables
-from experiments import rows as result_rows
+from experiments import compare, running
 from experiments.scoring import Cell, cell_of
 from tests.test_compare import TINY, facts, scored, write_corpus
 

@@ -16,7 +16,7 @@ from jax import lax
 from benchmarks import implementations, meta_step, pooling
 from benchmarks.flops import Flops, count
 from benchmarks.implementations import Config
-from experiments import rows
+from distill_jax import results
 
 ROOT = Path(__file__).parents[1]
 M, K, N = 3, 4, 5
@@ -146,7 +146,7 @@ def test_a_run_writes_valid_rows(tmp_path, capsys, float32):
     got = meta_step.run({"tiny": CNN}, names, repeats=2, results=path)
     text = capsys.readouterr().out
     assert [row["implementation"] for row in got] == list(names)
-    assert rows.read(path) == [json.loads(json.dumps(row)) for row in got]
+    assert results.read(path) == [json.loads(json.dumps(row)) for row in got]
     ours, dense, torch_row = got
     for name, size in TINY.items():
         assert ours[name] == size

@@ -14,8 +14,9 @@ import pytest
 from scipy import stats
 
 from distill_jax import artifact
-from experiments import cells, claims, compare, figures, tables, transfer
-from experiments import rows as result_rows
+from distill_jax import results as result_rows
+from distill_jax.report import claims
+from experiments import cells, compare, figures, tables, transfer
 from experiments.scoring import Cell, cell_of
 from tests.test_compare import TINY, write_corpus
 from tests.test_rows import active_row, compare_row
@@ -469,7 +470,7 @@ def test_sets_are_found_by_all_that_made_them(compared):
 def test_the_command_says_errors_in_a_line(tmp_path, arguments, message):
     (tmp_path / "r.jsonl").touch()
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.claims", *arguments],
+        [sys.executable, "-m", "distill_jax.report.claims", *arguments],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax import artifact, report
+from distill_jax import artifact
+from distill_jax import forms as known
+from distill_jax import results as result_rows
+from distill_jax.report import compact_tables, plots
+from distill_jax.task import in_chunks
 from distill_jax.types import Distilled
-from experiments import compact, compact_tables, recipe, saved
-from experiments import forms as known
-from experiments import rows as result_rows
+from experiments import compact, recipe, saved
 from experiments.pages import NotDrawn
-from experiments.task import in_chunks
 from tests.test_experiments import Run, child, write_corpus
 from tests.test_rows import experiment_row
 
@@ -215,7 +216,7 @@ def test_what_is_asked_for_joins_the_figure(
         drawn.append((curves, how))
         return path
 
-    monkeypatch.setattr(report, "plot_curves", draw)
+    monkeypatch.setattr(plots, "plot_curves", draw)
     asked = ("low_rank:4:float16", "float32", "low_rank:08")
     rows, said = weigh(finished, corpus, tmp_path, forms=asked)
     assert list(rows) == ["float32", "low_rank:4:float16", "low_rank:8"]
@@ -281,7 +282,7 @@ def test_the_rows_are_kept_where_the_figure_cannot_be(
     def full_disk(*args, **how):
         raise OSError("no space left")
 
-    monkeypatch.setattr(report, "plot_curves", full_disk)
+    monkeypatch.setattr(plots, "plot_curves", full_disk)
     with pytest.raises(NotDrawn, match="the rows are in .*c.jsonl"):
         weigh(finished, corpus, tmp_path, forms=("int8",))
     assert len(result_rows.read(tmp_path / "c.jsonl")) == 2

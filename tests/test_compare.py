@@ -12,18 +12,11 @@ import numpy as np
 import pytest
 
 from distill_jax import active, data, queries
-from distill_jax.distill import Interrupted
-from experiments import (
-    cells,
-    compare,
-    fitting,
-    recipe,
-    resplit,
-    running,
-    tables,
-    verdict,
-)
-from experiments import rows as result_rows
+from distill_jax import results as result_rows
+from distill_jax.data import resplit
+from distill_jax.loop import Interrupted
+from distill_jax.report import verdict
+from experiments import cells, compare, fitting, recipe, running, tables
 from experiments.scoring import Cell, cell_of
 from tests.test_rows import compare_row
 

@@ -15,12 +15,7 @@ import pytest
 
 from distill_jax.checkpoints import latest_step
 from distill_jax.core import meta_init
-from distill_jax.distill import (
-    Interrupted,
-    NonFiniteMetaGradient,
-    Schedule,
-    distill,
-)
+from distill_jax.loop import Interrupted, NonFiniteMetaGradient, Schedule, distill
 from distill_jax.parallel import pmap_meta_step
 from tests import tiny
 
@@ -294,7 +289,7 @@ def test_progress_is_told_with_its_losses(unbroken):
 
 
 def test_the_device_is_asked_only_now_and_then(monkeypatch):
-    from distill_jax import distill as loop
+    from distill_jax import loop as loop
 
     asked = []
     real = loop._Record.fetch

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 
 from distill_jax import artifact, data, objectives
+from distill_jax import results as result_rows
 from distill_jax.checkpoints import latest_step
 from distill_jax.data.samples import installed
-from distill_jax.distill import Interrupted
+from distill_jax.loop import Interrupted
 from distill_jax.objectives import OBJECTIVES
 from distill_jax.windows import WINDOWS
 from experiments import compare, distill, evaluate, recipe, running, saved
-from experiments import rows as result_rows
 
 ROOT = Path(__file__).parents[1]
 TINY = {

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from distill_jax import artifact
-from experiments import active_learning, compare, distill, pages, recipe, verdict
-from experiments import rows as result_rows
+from distill_jax import results as result_rows
+from distill_jax.report import verdict
+from experiments import active_learning, compare, distill, pages, recipe
 from experiments.acquisition import Config as ActiveConfig
 from tests.test_compare import write_corpus
 from tests.test_page import Parsed

@@ -33,11 +33,14 @@ ALLOWED = {
     "starts": {"selection", "types"},
     "parallel": _MIDDLE,
     "evaluate": _HOST,
-    "distill": _HOST | {"checkpoints"},
+    "loop": _HOST | {"checkpoints"},
+    "task": {"data", "evaluate", "losses", "models", "types"},
+    "results": set(),
+    "forms": {"compact", "types"},
+    "study": {"results"},
     "active": {"evaluate", "queries", "checkpoints", "losses", "types"},
     "decode": _AFTER,
-    "report": _AFTER,
-    "page": _AFTER | {"report", "decode", "statistics"},
+    "report": _AFTER | {"decode", "results", "scores", "statistics"},
     "statistics": _AFTER,
 }
 HEAVY = {

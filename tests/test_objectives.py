@@ -37,10 +37,10 @@ from distill_jax.objectives import (
     segments,
 )
 from distill_jax.parallel import pmap_meta_step
+from distill_jax.task import prepare
 from distill_jax.types import Distilled
 from experiments.experts import curve as experts_curve
 from experiments.experts import of_task as experts_of_task
-from experiments.task import prepare
 
 S, E, B, L, D, C, H = 2, 2, 3, 3, 4, 3, 5
 VECTORS = np.random.default_rng(0).normal(size=(9, D))

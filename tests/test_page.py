@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from distill_jax import page
+from distill_jax.report import page
 from tests import page_samples
 from tests.page_samples import HOSTILE, row
 

@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from distill_jax import page
+from distill_jax.report import page
 from tests import page_samples
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is missing")

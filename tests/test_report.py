@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from distill_jax import report
+from distill_jax.report import plots
 
 ROOT = Path(__file__).parents[1]
 METHODS = {"distilled": [(10, 0.8, 0.01), (1, 0.7, 0.02)], "random": [(1, 0.5, 0.05)]}
@@ -32,7 +32,7 @@ def line_points(root):
 
 @pytest.mark.parametrize("lr", [LR, np.stack([LR, 2 * LR, 3 * LR])])
 def test_a_run_is_drawn(tmp_path, lr):
-    path = report.plot_run(
+    path = plots.plot_run(
         tmp_path / "figures" / "run.png", [0, 10, 20], [0.5, 0.6, 0.7], lr
     )
     content = path.read_bytes()
@@ -42,7 +42,7 @@ def test_a_run_is_drawn(tmp_path, lr):
 
 
 def test_a_run_shows_its_panels(tmp_path):
-    path = report.plot_run(
+    path = plots.plot_run(
         tmp_path / "run.svg", range(9), [0.6] * 9, LR, full=0.9, majority=0.5
     )
     root, said = svg(path)
@@ -52,11 +52,11 @@ def test_a_run_shows_its_panels(tmp_path):
 
 
 def test_a_budget_shows_every_method(tmp_path):
-    root, said = svg(report.plot_budget(tmp_path / "b.svg", METHODS, 0.9, 0.5))
+    root, said = svg(plots.plot_budget(tmp_path / "b.svg", METHODS, 0.9, 0.5))
     for text in ("distilled", "random", "full data", "majority", "examples per class"):
         assert text in said
     assert "1" in said and "10" in said
-    _, bare = svg(report.plot_budget(tmp_path / "b.svg", METHODS))
+    _, bare = svg(plots.plot_budget(tmp_path / "b.svg", METHODS))
     assert "majority" not in bare
 
 
@@ -75,8 +75,8 @@ def texts(content):
 
 @pytest.mark.parametrize("log", [False, True])
 def test_curves_show_every_name_and_level(log):
-    drawn = report.draw_curves(CURVES, xlabel="labels", full=0.9, majority=0.3, log=log)
-    said = texts(report.svg(drawn))
+    drawn = plots.draw_curves(CURVES, xlabel="labels", full=0.9, majority=0.3, log=log)
+    said = texts(plots.svg(drawn))
     assert {*CURVES, "full data", "majority", "labels", "test accuracy, %"} <= set(said)
     # The lines come first in the legend, then the levels.
     assert said[-5:] == [*CURVES, "full data", "majority"]
@@ -84,21 +84,21 @@ def test_curves_show_every_name_and_level(log):
 
 
 def test_intervals_are_bars_or_bands():
-    few = report.draw_curves(CURVES, xlabel="x").axes[0]
+    few = plots.draw_curves(CURVES, xlabel="x").axes[0]
     bars = [bar[2][0].get_segments() for bar in few.containers]
     heights = [segment[:, 1] for segments in bars for segment in segments]
     wanted = [(65, 72), (78, 81), (50, 50), (50, 70), (40, 40)]
     assert np.array(heights) == pytest.approx(np.array(wanted))
     many = [(x, 0.5, 0.4, 0.6) for x in range(13)]
-    axis = report.draw_curves({"a": many}, xlabel="x").axes[0]
+    axis = plots.draw_curves({"a": many}, xlabel="x").axes[0]
     assert not axis.containers and len(axis.collections) == 1
     extent = axis.collections[0].get_paths()[0].get_extents()
     assert (extent.y0, extent.y1) == pytest.approx((40, 60))
 
 
 def test_faint_curves_are_grey_and_share_a_label():
-    drawn = report.draw_curves(CURVES, xlabel="x", faint=["random", "$odd_ $"])
-    said = texts(report.svg(drawn))
+    drawn = plots.draw_curves(CURVES, xlabel="x", faint=["random", "$odd_ $"])
+    said = texts(plots.svg(drawn))
     assert said.count("other methods") == 1 and "random" not in said
     grey = [line for line in drawn.axes[0].lines if line.get_color() == "0.8"]
     assert [line.get_ydata().tolist() for line in grey] == [[50, 60], [40]]
@@ -106,7 +106,7 @@ def test_faint_curves_are_grey_and_share_a_label():
 
 def test_many_lines_look_different():
     curves = {f"m{i}": [(1, 0.5, 0.4, 0.6)] for i in range(14)}
-    axis = report.draw_curves(curves, xlabel="x").axes[0]
+    axis = plots.draw_curves(curves, xlabel="x").axes[0]
     looks = {(bar[0].get_color(), bar[0].get_marker()) for bar in axis.containers}
     assert len(looks) == 14
 
@@ -117,20 +117,20 @@ def test_many_lines_look_different():
 )
 def test_log_ticks_do_not_overlap(values, ticks):
     curves = {"a": [(x, 0.5, 0.5, 0.5) for x in values]}
-    said = texts(report.svg(report.draw_curves(curves, xlabel="x", log=True)))
+    said = texts(plots.svg(plots.draw_curves(curves, xlabel="x", log=True)))
     shown = [text for text in said if text in ticks]
     assert shown == ticks and "101" not in said
 
 
 def test_equal_figures_are_equal_bytes():
-    first, second = (report.svg(report.draw_step_sizes(LR)) for _ in range(2))
+    first, second = (plots.svg(plots.draw_step_sizes(LR)) for _ in range(2))
     assert first == second
-    assert first != report.svg(report.draw_step_sizes(2 * LR))
+    assert first != plots.svg(plots.draw_step_sizes(2 * LR))
     assert {"inner step", "learned step size"} <= set(texts(first))
 
 
 def test_curves_are_written(tmp_path):
-    path = report.plot_curves(tmp_path / "c.png", CURVES, xlabel="labels")
+    path = plots.plot_curves(tmp_path / "c.png", CURVES, xlabel="labels")
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
@@ -149,7 +149,7 @@ def test_curves_are_written(tmp_path):
 )
 def test_bad_curves(curves, settings, message):
     with pytest.raises(ValueError, match=message):
-        report.draw_curves(curves, xlabel="x", **settings)
+        plots.draw_curves(curves, xlabel="x", **settings)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_bad_run(tmp_path, changes, message):
     args = {"steps": [0, 1], "accuracies": [0.5, 0.6], "lr": LR, "path": "run.png"}
     args |= changes
     with pytest.raises(ValueError, match=message):
-        report.plot_run(tmp_path / args.pop("path"), **args)
+        plots.plot_run(tmp_path / args.pop("path"), **args)
     assert not list(tmp_path.iterdir())
 
 
@@ -184,13 +184,13 @@ def test_a_bad_run(tmp_path, changes, message):
 )
 def test_a_bad_budget(tmp_path, methods, message):
     with pytest.raises(ValueError, match=message):
-        report.plot_budget(tmp_path / "budget.png", methods)
+        plots.plot_budget(tmp_path / "budget.png", methods)
 
 
 def test_importing_it_is_cheap_and_drawing_needs_no_pyplot(tmp_path):
     code = (
         "import sys; from distill_jax import report; assert 'matplotlib' not in "
-        "sys.modules; report.plot_budget(sys.argv[1], {'random': [(1, 0.5, 0.1)]}); "
+        "sys.modules; plots.plot_budget(sys.argv[1], {'random': [(1, 0.5, 0.1)]}); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     path = tmp_path / "budget.png"

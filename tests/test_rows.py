@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import rows
+from distill_jax import results
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "results").glob("*.jsonl"))
@@ -106,10 +106,10 @@ def active_row(**changes):
 @pytest.mark.parametrize("make", [compare_row, active_row])
 def test_further_fields_come_after_the_others(tmp_path, make):
     row = make()
-    rows.append(tmp_path / "rows.jsonl", [row])
-    (read,) = rows.read(tmp_path / "rows.jsonl")
+    results.append(tmp_path / "rows.jsonl", [row])
+    (read,) = results.read(tmp_path / "rows.jsonl")
     assert read == row
-    names = list(rows.EXPERIMENT_FIELDS)
+    names = list(results.EXPERIMENT_FIELDS)
     assert list(read)[: len(names)] == names and len(read) > len(names)
 
 
@@ -131,30 +131,30 @@ def test_further_fields_come_after_the_others(tmp_path, make):
 )
 def test_bad_further_fields_are_named(row, message):
     with pytest.raises(ValueError, match=message):
-        rows.check(row)
+        results.check(row)
 
 
 @pytest.mark.parametrize("make", [compare_row, active_row])
 def test_missing_further_fields_are_named(make):
-    for name in make().keys() - rows.EXPERIMENT_FIELDS.keys() - {"accuracies"}:
+    for name in make().keys() - results.EXPERIMENT_FIELDS.keys() - {"accuracies"}:
         row = make()
         del row[name]
         with pytest.raises(ValueError, match=f"missing fields: {name}"):
-            rows.check(row)
+            results.check(row)
 
 
 def test_reads_what_was_appended(tmp_path):
     path = tmp_path / "results" / "distill.jsonl"
-    assert rows.read(path) == []
+    assert results.read(path) == []
     first, second = experiment_row(), experiment_row(method="random", preset="li2021")
-    rows.append(path, [first])
+    results.append(path, [first])
     one_line = path.read_bytes()
-    rows.append(path, [second, first])
-    assert rows.read(path) == [first, second, first]
+    results.append(path, [second, first])
+    assert results.read(path) == [first, second, first]
     assert path.read_bytes().startswith(one_line)
-    assert list(json.loads(one_line)) == list(rows.EXPERIMENT_FIELDS)
-    rows.append(tmp_path / "speed.jsonl", [speed_row()])
-    assert rows.read(tmp_path / "speed.jsonl") == [speed_row()]
+    assert list(json.loads(one_line)) == list(results.EXPERIMENT_FIELDS)
+    results.append(tmp_path / "speed.jsonl", [speed_row()])
+    assert results.read(tmp_path / "speed.jsonl") == [speed_row()]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_reads_what_was_appended(tmp_path):
 def test_a_bad_row_is_named_and_nothing_is_written(tmp_path, change, message):
     path = tmp_path / "rows.jsonl"
     with pytest.raises(ValueError, match=message):
-        rows.append(path, [experiment_row(), experiment_row(**change)])
+        results.append(path, [experiment_row(), experiment_row(**change)])
     assert not path.exists()
 
 
@@ -189,25 +189,25 @@ def test_missing_fields_are_named(tmp_path):
     row = experiment_row()
     del row["split"], row["config"]
     with pytest.raises(ValueError, match="missing fields: split, config"):
-        rows.append(tmp_path / "rows.jsonl", [row])
+        results.append(tmp_path / "rows.jsonl", [row])
     row = speed_row()
     del row["T"]
     with pytest.raises(ValueError, match="missing fields: T$"):
-        rows.append(tmp_path / "rows.jsonl", [row])
+        results.append(tmp_path / "rows.jsonl", [row])
 
 
 def test_a_damaged_line_is_named(tmp_path):
     path = tmp_path / "rows.jsonl"
-    rows.append(path, [experiment_row()])
+    results.append(path, [experiment_row()])
     path.write_text(path.read_text() + '{"experiment": "dis')
     with pytest.raises(ValueError, match="rows.jsonl, line 2: "):
-        rows.read(path)
+        results.read(path)
 
 
 @pytest.mark.parametrize("kept", [0, 10])
 def test_a_full_disk_adds_nothing(tmp_path, monkeypatch, kept):
     path = tmp_path / "rows.jsonl"
-    rows.append(path, [experiment_row()])
+    results.append(path, [experiment_row()])
     real = os.write
 
     def full(descriptor, content):
@@ -218,23 +218,23 @@ def test_a_full_disk_adds_nothing(tmp_path, monkeypatch, kept):
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
         with pytest.raises(OSError, match="no rows were added"):
-            rows.append(path, [experiment_row(method="random")])
-    assert rows.read(path) == [experiment_row()]
+            results.append(path, [experiment_row(method="random")])
+    assert results.read(path) == [experiment_row()]
 
 
 def test_two_processes_append_to_one_file(tmp_path):
     path = tmp_path / "rows.jsonl"
     code = (
-        "import sys; from experiments import rows; from tests.test_rows import *\n"
+        "import sys; from distill_jax import results; from tests.test_rows import *\n"
         "for k in range(100):\n"
-        "    rows.append(sys.argv[1], [compare_row(method=sys.argv[2], bytes=k)])"
+        "    results.append(sys.argv[1], [compare_row(method=sys.argv[2], bytes=k)])"
     )
     both = [
         subprocess.Popen([sys.executable, "-c", code, str(path), name], cwd=ROOT)
         for name in ("random", "herding")
     ]
     assert [process.wait(120) for process in both] == [0, 0]
-    found = [(row["method"], row["bytes"]) for row in rows.read(path)]
+    found = [(row["method"], row["bytes"]) for row in results.read(path)]
     for name in ("random", "herding"):
         assert [k for method, k in found if method == name] == list(range(100))
 
@@ -249,19 +249,19 @@ def test_machine_paths_are_cut(tmp_path, monkeypatch):
         f"--output={inside}",
         "--x=a b",
     ]
-    assert rows.command(argv) == (
+    assert results.command(argv) == (
         "python -m experiments.distill --dataset=sst5 --output=runs/one '--x=a b'"
     )
-    assert rows.command(["/opt/bin/run.py"]) == "python run.py"
-    assert rows.portable(
+    assert results.command(["/opt/bin/run.py"]) == "python run.py"
+    assert results.portable(
         {"a": ["~/data/x.csv", "../shared/data/sst5", "tfds:glue/sst2", 3]}
     ) == {"a": ["x.csv", "../shared/data/sst5", "tfds:glue/sst2", 3]}
-    rows.append("rows.jsonl", [experiment_row(config={"vectors": "/srv/glove.txt"})])
-    assert rows.read("rows.jsonl")[0]["config"] == {"vectors": "glove.txt"}
+    results.append("rows.jsonl", [experiment_row(config={"vectors": "/srv/glove.txt"})])
+    assert results.read("rows.jsonl")[0]["config"] == {"vectors": "glove.txt"}
 
 
 def test_device_says_what_ran():
-    assert re.fullmatch(r"cpu:\d+ cores", rows.device()) or " x " in rows.device()
+    assert re.fullmatch(r"cpu:\d+ cores", results.device()) or " x " in results.device()
 
 
 def test_commit_names_the_checkout(tmp_path):
@@ -280,7 +280,7 @@ def test_commit_names_the_checkout(tmp_path):
             [
                 sys.executable,
                 "-c",
-                "from experiments import rows; print(rows.commit())",
+                "from distill_jax import results; print(results.commit())",
             ],
             cwd=tmp_path,
             env={**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)},
@@ -294,7 +294,7 @@ def test_commit_names_the_checkout(tmp_path):
     (tmp_path / "results" / "distill.jsonl").touch()
     (tmp_path / "experiments" / "__init__.py").touch()
     copy = tmp_path / "experiments" / "rows.py"
-    copy.write_text(Path(rows.__file__).read_text())
+    copy.write_text(Path(results.__file__).read_text())
     assert commit() == "unknown"
     git("init", "-q")
     git("add", ".")
@@ -310,9 +310,9 @@ def test_commit_names_the_checkout(tmp_path):
 def test_committed_results_keep_the_schema(path):
     content = path.read_text(encoding="utf-8")
     assert content.endswith("\n")
-    for row in rows.read(path):
+    for row in results.read(path):
         timed = path.name in ("meta_step.jsonl", "acquisition.jsonl")
         assert ("implementation" in row) == timed
         assert ("interval" in row) == (path.name == "compare.jsonl")
         assert ("round" in row) == (path.name == "active_learning.jsonl")
-        assert rows.portable(row) == row
+        assert results.portable(row) == row

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import rows, tables, verdict
+from distill_jax import results as results_lib
+from distill_jax.report import verdict
+from experiments import tables
 from tests.test_rows import experiment_row, speed_row
 
 ROOT = Path(__file__).parents[1]
@@ -191,7 +193,7 @@ def test_the_command_rewrites_and_checks(tmp_path, results):
     readme = tmp_path / "README.md"
     readme.write_text(README)
     for name in results:
-        rows.append(tmp_path / "results" / f"{name}.jsonl", results[name])
+        results_lib.append(tmp_path / "results" / f"{name}.jsonl", results[name])
 
     def run(*args):
         return subprocess.run(

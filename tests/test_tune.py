@@ -16,9 +16,10 @@ import pytest
 
 pytest.importorskip("optuna", reason='pip install "distill_jax[tune]"')
 
-from distill_jax.distill import NonFiniteMetaGradient, Schedule, distill
-from experiments import recipe, study, trials, tune
-from experiments import rows as result_rows
+from distill_jax import results as result_rows
+from distill_jax import study
+from distill_jax.loop import NonFiniteMetaGradient, Schedule, distill
+from experiments import recipe, trials, tune
 from experiments.trials import Outcome, Range, suggested
 from tests.test_compare import write_corpus
 

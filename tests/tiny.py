@@ -18,7 +18,7 @@ import optax
 
 from distill_jax import losses
 from distill_jax.core import meta_init, unroll, unrolled
-from distill_jax.distill import DistillResult, Interrupted, Schedule, distill
+from distill_jax.loop import DistillResult, Interrupted, Schedule, distill
 from distill_jax.parallel import jit_meta_step
 from distill_jax.types import Batch, Distilled, Model
 

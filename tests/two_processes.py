@@ -12,7 +12,7 @@ def main(port: str, process_id: str, folder: str) -> None:
     import tests.conftest  # noqa: F401  the same precision and cache
 
     jax.config.update("jax_num_cpu_devices", 2)
-    from distill_jax.distill import Interrupted, Schedule
+    from distill_jax.loop import Interrupted, Schedule
     from distill_jax.parallel import PARALLEL, initialize_distributed, on_any_host
 
     initialize_distributed(f"127.0.0.1:{port}", 2, int(process_id))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from experiments.rows import Row
+from distill_jax.results import Row
 
 
 def table(head: Sequence[str] | str, lines: Sequence[Sequence[str]]) -> str:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill_jax import report
-from distill_jax.page.blocks import (
+from distill_jax.report import plots
+from distill_jax.report.page.blocks import (
     Block,
     Cell,
     Figure,
@@ -17,7 +17,7 @@ from distill_jax.page.blocks import (
     interval,
     percent,
 )
-from distill_jax.page.common import (
+from distill_jax.report.page.common import (
     BOOTSTRAP,
     PERCENT,
     RESAMPLES,
@@ -32,7 +32,7 @@ from distill_jax.page.common import (
     point_at,
     settings_section,
 )
-from distill_jax.page.errata import errata_section
+from distill_jax.report.page.errata import errata_section
 from distill_jax.statistics import aulc, deficiency, summary
 
 _ACTIVE = SHARED + "round seed num_labelled n_tied_at_cut accuracies".split()
@@ -116,7 +116,7 @@ def _rounds(title: str, rows: list[Row]) -> tuple[Section, list[tuple[str, float
         means[method] = by_seed
     faint = faint_of(curves)
     budgets = [point[0] for curve in curves.values() for point in curve]
-    drawn = report.draw_curves(
+    drawn = plots.draw_curves(
         curves,
         xlabel="labels",
         full=full,
@@ -126,7 +126,7 @@ def _rounds(title: str, rows: list[Row]) -> tuple[Section, list[tuple[str, float
     )
     grey = f" In grey: {listed(faint)}." if faint else ""
     figure = Figure(
-        report.svg(drawn),
+        plots.svg(drawn),
         f"Test accuracy against labels, {title}: {listed(list(curves))}.",
         f"Test accuracy against labels. {BOOTSTRAP}.{grey}",
     )

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from experiments import markdown
-from experiments.rows import Row
+from distill_jax.report import markdown
+from distill_jax.results import Row
 
 REFERENCE = "float32"  # the set as it is
 _SET = ("dataset", "model", "examples")

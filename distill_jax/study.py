@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import rows as result_rows
+from distill_jax import results as result_rows
 
 
 def need_optuna():

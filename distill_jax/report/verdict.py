@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from distill_jax import statistics
-from experiments.rows import Row
+from distill_jax.results import Row
 
 ALPHA = 0.05
 NOT_CHOSEN = ("full", "majority")

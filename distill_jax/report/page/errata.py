@@ -4,7 +4,7 @@ The paper compares data distillation with active learning on the Stanford Sentim
 Treebank. Its formulae and numbers cannot all be taken as they stand.
 """
 
-from distill_jax.page.blocks import Section, Table, Text
+from distill_jax.report.page.blocks import Section, Table, Text
 
 # (printed there, what is wrong with it, what is done here)
 ERRATA: tuple[tuple[str, str, str], ...] = (

@@ -1,7 +1,7 @@
 """The report: one self-contained HTML file, made of plain data."""
 
-from distill_jax.page.active import Queried, page_of_active
-from distill_jax.page.blocks import (
+from distill_jax.report.page.active import Queried, page_of_active
+from distill_jax.report.page.blocks import (
     Cell,
     Command,
     Facts,
@@ -17,9 +17,9 @@ from distill_jax.page.blocks import (
     show,
     write,
 )
-from distill_jax.page.comparison import Verdict, page_of_comparison
-from distill_jax.page.errata import ERRATA, errata_section
-from distill_jax.page.run import page_of_run
+from distill_jax.report.page.comparison import Verdict, page_of_comparison
+from distill_jax.report.page.errata import ERRATA, errata_section
+from distill_jax.report.page.run import page_of_run
 
 __all__ = [
     "ERRATA",

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distill_jax import report
-from distill_jax.page.blocks import (
+from distill_jax.report import plots
+from distill_jax.report.page.blocks import (
     Cell,
     Figure,
     Figures,
@@ -15,7 +15,7 @@ from distill_jax.page.blocks import (
     interval,
     percent,
 )
-from distill_jax.page.common import (
+from distill_jax.report.page.common import (
     SHARED,
     Row,
     accuracy_of,
@@ -30,7 +30,7 @@ from distill_jax.page.common import (
     numbers_of,
     settings_section,
 )
-from distill_jax.page.errata import errata_section
+from distill_jax.report.page.errata import errata_section
 
 _COMPARED = (
     SHARED
@@ -167,13 +167,13 @@ def _compared(title: str, rows: list[Row]) -> Section:
         if len(curves) < 2:
             continue
         faint = faint_of(curves)
-        drawn = report.draw_curves(
+        drawn = plots.draw_curves(
             curves, xlabel=axis, full=full, majority=majority, log=True, faint=faint
         )
         grey = f" In grey: {listed(faint)}." if faint else ""
         figures.append(
             Figure(
-                report.svg(drawn),
+                plots.svg(drawn),
                 f"Test accuracy against {axis}, {title}: {listed(list(curves))}.",
                 f"Test accuracy against {axis}, with 95 % intervals.{grey}",
                 numbers_of(axis, curves),

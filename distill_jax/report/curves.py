@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from distill_jax import statistics
-from experiments.rows import Row
+from distill_jax.results import Row
 
 
 def curves(rows: Sequence[Row]) -> dict[str, dict[int, np.ndarray]]:

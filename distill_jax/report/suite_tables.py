@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distill_jax import scores, statistics
-from experiments import markdown, verdict
-from experiments.rows import Row
+from distill_jax.report import markdown, verdict
+from distill_jax.results import Row
 
 
 class Target(NamedTuple):

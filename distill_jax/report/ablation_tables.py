@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from experiments import markdown
-from experiments.rows import Row
+from distill_jax.report import markdown
+from distill_jax.results import Row
 
 ALL_ON = "all on"
 HEAD = (

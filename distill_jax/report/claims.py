@@ -1,7 +1,7 @@
 """The claims of the comparison paper (Anonymous 2022), each tested from rows.
 
-    python -m experiments.claims
-    python -m experiments.claims --transfer=text_cnn,bilstm --runs=runs
+    python -m distill_jax.report.claims
+    python -m distill_jax.report.claims --transfer=text_cnn,bilstm --runs=runs
 
 Generality: distilled sentences beat real ones on every corpus. Stability: their
 accuracy varies less than that of random sentences. Transfer: they also teach another
@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from distill_jax import statistics
-from experiments import verdict
-from experiments.rows import Row
+from distill_jax.report import verdict
+from distill_jax.results import Row
 
 TRANSFER = "transfer"  # the preset of rows that only the third claim reads
 SHARED_SETTINGS = (
@@ -377,7 +377,7 @@ def run(
     """
     from pathlib import Path
 
-    from experiments import rows as result_rows
+    from distill_jax import results as result_rows
 
     if not Path(results).is_file():
         raise FileNotFoundError(
@@ -415,7 +415,7 @@ def main(argv: list[str]) -> None:
     f = flags.FLAGS
     with told_in_a_line(
         argv,
-        "experiments.claims",
+        "distill_jax.report.claims",
         stopped=f"the cells that are done are in {f.results}; the same command goes on",
     ):
         if f.transfer and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.page.blocks import (
+from distill_jax.report.page.blocks import (
     Block,
     Command,
     Folded,

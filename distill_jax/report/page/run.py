@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from distill_jax import report
 from distill_jax.decode import Nearest
-from distill_jax.page.blocks import (
+from distill_jax.report import plots
+from distill_jax.report.page.blocks import (
     Block,
     Figure,
     Figures,
@@ -18,7 +18,7 @@ from distill_jax.page.blocks import (
     Text,
     percent,
 )
-from distill_jax.page.common import (
+from distill_jax.report.page.common import (
     BOOTSTRAP,
     PERCENT,
     SHARED,
@@ -144,7 +144,7 @@ def _validation(steps, accuracies, full, majority, on) -> Figure:
             f"{list(steps.shape)} and {list(table.shape)}"
         )
     points = [point_at(step, a) for step, a in zip(steps, table, strict=True)]
-    drawn = report.draw_curves(
+    drawn = plots.draw_curves(
         {"distilled": points},
         xlabel="meta-step",
         ylabel=f"{on} accuracy, %",
@@ -153,7 +153,7 @@ def _validation(steps, accuracies, full, majority, on) -> Figure:
     )
     spread = f" {BOOTSTRAP}." if table.ndim == 2 else ""
     return Figure(
-        report.svg(drawn),
+        plots.svg(drawn),
         f"Validation accuracy from {100 * points[0][1]:.1f} % at meta-step "
         f"{steps[0]:g} to {100 * points[-1][1]:.1f} % at {steps[-1]:g}.",
         f"Validation accuracy over meta-steps.{spread} The lines of full data and of "
@@ -163,7 +163,7 @@ def _validation(steps, accuracies, full, majority, on) -> Figure:
 
 
 def _step_sizes(lr) -> Figure:
-    drawn = report.draw_step_sizes(lr)
+    drawn = plots.draw_step_sizes(lr)
     lr = np.asarray(lr, float)
     last = lr[-1] if lr.ndim == 3 else lr
     passes, minibatches = last.shape
@@ -173,7 +173,7 @@ def _step_sizes(lr) -> Figure:
         for s in range(minibatches)
     ]
     return Figure(
-        report.svg(drawn),
+        plots.svg(drawn),
         f"{last.size} learned step sizes from {last.min():.3g} to {last.max():.3g}.",
         f"Learned step size of each inner step: {passes} passes over {minibatches} "
         f"minibatch{'es' * (minibatches > 1)}.",
