@@ -212,3 +212,14 @@ def _share(keys: jax.Array, num_devices: int) -> int:
             f"devices: use a multiple of {num_devices}, or fewer devices"
         )
     return share
+
+
+def listed(devices):
+    return [jax.devices()[0]] if devices is None else list(devices)
+
+
+def over_devices(one, devices=None):
+    def run(keys, *args):
+        return lax.map(lambda key: one(key, *args), keys)
+
+    return jax.jit(run)

@@ -461,3 +461,72 @@ def _shortened(match: re.Match[str]) -> str:
 def _names(kind: type | tuple[type, ...]) -> str:
     kinds = kind if isinstance(kind, tuple) else (kind,)
     return " or ".join(k.__name__ for k in kinds)
+
+
+class Result(dict):
+    def __getattr__(self, name):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def place(name, *, publish=False, given=None):
+    return Path(given or f"{'results' if publish else 'runs'}/{name}.jsonl")
+
+
+def build(
+    *,
+    experiment,
+    dataset,
+    model,
+    method,
+    examples,
+    num_classes,
+    num_train,
+    accuracies,
+    labels,
+    training,
+    theta_0="random",
+    bytes=None,
+    preset=None,
+    selected_on="validation",
+    split="test",
+    full=None,
+    majority=None,
+    seconds,
+    config,
+    data=None,
+    **more,
+):
+    a = np.asarray(accuracies, float)
+    mean = float(a.mean())
+    row = dict(
+        experiment=experiment,
+        preset=preset,
+        dataset=dataset,
+        model=model,
+        method=method,
+        examples=examples,
+        examples_per_class=examples / num_classes,
+        fraction_of_train=examples / num_train,
+        bytes=bytes,
+        labels=labels,
+        theta_0=theta_0,
+        training=training,
+        selected_on=selected_on,
+        split=split,
+        accuracy_mean=mean,
+        accuracy_sd=float(a.std(ddof=1)) if a.size > 1 else None,
+        num_inits=a.shape[-1],
+        num_seeds=a.shape[0] if a.ndim > 1 else 1,
+        full_accuracy_mean=full,
+        relative_accuracy=mean / full if full else None,
+        majority_accuracy=majority,
+        seconds=seconds,
+        device=device(),
+        commit=commit(),
+        command=command(),
+        config=config,
+    )
+    return row | {"accuracies": a.tolist()} | more

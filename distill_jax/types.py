@@ -47,6 +47,7 @@ class Distilled:
     x: jax.Array
     y_logits: jax.Array
     raw_lr: jax.Array
+    more: dict = flax.struct.field(default_factory=dict, kw_only=True)
     ragged: bool = flax.struct.field(pytree_node=False, default=False, kw_only=True)
 
     @property
