@@ -23,6 +23,7 @@ import numpy as np
 from distill_jax import active, parallel, queries, results, statistics
 from distill_jax.distill import distill, fingerprint, inner_tx_of
 from distill_jax.names import described, digest, resolve
+from distill_jax.progress import Bars
 from distill_jax.recipe import Recipe, best_recipe
 from distill_jax.results import Result
 from distill_jax.selection import SELECTIONS
@@ -42,7 +43,7 @@ from distill_jax.train import (
 )
 from distill_jax.types import Distilled
 
-Method = Callable[[Task, int, int], TrainingSet | Sequence[TrainingSet]]
+Method = Callable[[Task, float, int], TrainingSet | Sequence[TrainingSet]]
 LINES = ("full", "majority", "tfidf")
 LABEL_FREE = ("random", "kmeans_medoids_global")  # read the labels of their picks only
 
@@ -57,8 +58,8 @@ class Selected:
     folder: Path | None = dataclasses.field(default=None, compare=False)
     protocol: Protocol = Protocol()
 
-    def __call__(self, task: Task, examples_per_class: int, seed: int):
-        n = examples_per_class * task.num_classes
+    def __call__(self, task: Task, examples_per_class: float, seed: int):
+        n = task.num_examples(examples_per_class)
         select = resolve(self.select, SELECTIONS, "selection")
         key = jax.random.fold_in(purpose_keys(0).select, seed)
         rows = np.asarray(select(task.features, task.labels, n, key))
@@ -112,10 +113,10 @@ class Queried:
     protocol: Protocol = Protocol()
     seeds: int | None = None
 
-    def __call__(self, task: Task, examples_per_class: int, seed: int) -> TrainingSet:
+    def __call__(self, task: Task, examples_per_class: float, seed: int) -> TrainingSet:
         """From a start of n / 5 random ones; each round's network is trained anew."""
         query = resolve(self.query, queries.QUERIES, "query")
-        n, N = examples_per_class * task.num_classes, len(task.labels)
+        n, N = task.num_examples(examples_per_class), len(task.labels)
         recipe = _random_recipe(task, examples_per_class, self.protocol)
         rng = np.random.default_rng([0, 2, seed])
         rows = np.sort(rng.permutation(N)[: self.pool or N])
@@ -205,25 +206,27 @@ class FromRecipe:
     devices: Any = dataclasses.field(default=None, compare=False)
     how: str = dataclasses.field(default="jit", compare=False)
 
-    def __call__(self, task: Task, examples_per_class: int, seed: int):
+    def __call__(self, task: Task, examples_per_class: float, seed: int):
         recipe = self.recipe or best_recipe(task.model_name)
-        best = self.learned(task, recipe, examples_per_class, seed)
+        best, seconds = self.learned(task, recipe, examples_per_class, seed)
         native = Native(best, inner_tx_of(recipe))
-        return distilled_sets(native, self.ways, labels_read=len(task.labels))
+        sets = distilled_sets(native, self.ways, labels_read=len(task.labels))
+        return [one._replace(seconds=seconds) for one in sets]
 
     def learned(
-        self, task: Task, recipe: Recipe, examples_per_class: int, seed: int
-    ) -> Distilled:
-        """The set; from disk if it is there."""
+        self, task: Task, recipe: Recipe, examples_per_class: float, seed: int
+    ) -> tuple[Distilled, float | None]:
+        """The set; from disk if it is there, with the seconds that it took."""
         from distill_jax import artifact
         from distill_jax.stored import save
 
-        n = examples_per_class * task.num_classes
+        n = task.num_examples(examples_per_class)
         folder, checkpoints = None, None
         if self.folder is not None:
             folder = self.folder / self.name(task, examples_per_class, seed)
             if (folder / "artifact" / artifact.CARD).exists():
-                return artifact.to_distilled(artifact.load(folder / "artifact"))
+                found = artifact.load(folder / "artifact")
+                return artifact.to_distilled(found), found.card["results"]["seconds"]
             checkpoints = folder / "checkpoints"
         found = distill(
             task,
@@ -237,14 +240,19 @@ class FromRecipe:
         if folder is not None:
             facts = {"validation": found.accuracy, "seconds": found.seconds}
             save(found, folder / "artifact", results=facts)
-        return found.best
+        return found.best, None
 
-    def name(self, task: Task, examples_per_class: int, seed: int) -> str:
+    def name(self, task: Task, examples_per_class: float, seed: int) -> str:
         """Of the folder: what told it apart is in the digest."""
         recipe = self.recipe or best_recipe(task.model_name)
-        n = examples_per_class * task.num_classes
+        n = task.num_examples(examples_per_class)
         told = digest(fingerprint(task, recipe, n, seed), 8)
-        return f"{examples_per_class}pc-seed{seed}-{told}"
+        return f"{examples_per_class:g}pc-seed{seed}-{told}"
+
+    @property
+    def selected_on(self) -> str:
+        """Where its best step was chosen."""
+        return self.recipe.meta.select_on if self.recipe else "validation"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -288,13 +296,20 @@ class Stored:
         """One for each set."""
         return len(self.artifacts)
 
-    def __call__(self, task: Task, examples_per_class: int, seed: int):
+    @property
+    def selected_on(self) -> str:
+        """Where its best step was chosen."""
+        made = self.artifacts[0].card.get("config", {})
+        recipe = made.get("recipe", {}).get("meta", {})
+        return recipe.get("select_on", made.get("select_on", "validation"))
+
+    def __call__(self, task: Task, examples_per_class: float, seed: int):
         from distill_jax import artifact
-        from distill_jax.stored import inner_tx_of
+        from distill_jax.stored import inner_tx_of as direction_of
 
         one = self.artifacts[seed % len(self.artifacts)]
         d = artifact.to_distilled(one)
-        n, wanted = d.x.shape[0] * d.x.shape[1], examples_per_class * task.num_classes
+        n, wanted = d.x.shape[0] * d.x.shape[1], task.num_examples(examples_per_class)
         if n != wanted:
             raise ValueError(
                 f"the saved set has {n} sentences, the budget is {wanted}: compare it "
@@ -306,8 +321,9 @@ class Stored:
                 f"distilled words of {d.x.shape[-1]} numbers do not fit the network's "
                 f"{width}"
             )
-        native = Native(d, inner_tx_of(one.card))
-        return distilled_sets(native, self.ways, labels_read=len(task.labels))
+        native = Native(d, direction_of(one.card))
+        sets = distilled_sets(native, self.ways, labels_read=len(task.labels))
+        return [s._replace(seconds=one.card["results"].get("seconds")) for s in sets]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -397,7 +413,7 @@ def _noisy_fit(task: Task):
     return train
 
 
-def _random_recipe(task: Task, examples_per_class: int, protocol: Protocol) -> Tuned:
+def _random_recipe(task: Task, examples_per_class: float, protocol: Protocol) -> Tuned:
     """What is best for random examples; networks of a query are trained by it."""
 
     def make():
@@ -441,24 +457,24 @@ class Group(NamedTuple):
     """
 
     name: str
-    examples_per_class: int
+    examples_per_class: float
     settings: dict[str, Any]
     num_seeds: int
 
     def __str__(self) -> str:
         if not self.examples_per_class:
             return self.name
-        return f"{self.name} at {self.examples_per_class} per class"
+        return f"{self.name} at {self.examples_per_class:g} per class"
 
 
 def plan(
     task: Task,
     methods: Mapping[str, Method],
-    budgets: Sequence[int],
+    budgets: Sequence[float],
     *,
     protocol: Protocol = Protocol(),  # noqa: B008 - frozen
     lines: Sequence[str] = LINES,
-    many_at: Mapping[str, Sequence[int]] | None = None,
+    many_at: Mapping[str, Sequence[float]] | None = None,
 ) -> list[Group]:
     """The groups of a comparison in the order they are made; see `compare`."""
     told = task.described
@@ -489,11 +505,11 @@ def _is_random(method: Method) -> bool:
 def compare(
     task: Task,
     methods: Mapping[str, Method],
-    budgets: Sequence[int],
+    budgets: Sequence[float],
     *,
     protocol: Protocol = Protocol(),  # noqa: B008 - frozen
     lines: Sequence[str] = LINES,
-    many_at: Mapping[str, Sequence[int]] | None = None,
+    many_at: Mapping[str, Sequence[float]] | None = None,
     folder: str | Path | None = None,
     rows: str | Path | None = None,
     experiment: str = "compare",
@@ -517,7 +533,7 @@ def compare(
         experiment, preset: what rows say.
         share: other processes work on the same rows; each takes what nobody has.
         devices: that share the networks; see `parallel.listed`.
-        say: told of each row, and of what takes long.
+        say: told of each row; what takes long shows a bar on stderr.
 
     Returns:
         A `Result` for each row, old and new, in the order of the plan.
@@ -526,7 +542,7 @@ def compare(
         ValueError: before any work, if a class has too few examples for a budget.
     """
     check_budgets(task, budgets)
-    judge = Judge(task, protocol, devices=devices, report=_progress(say))
+    judge = Judge(task, protocol, devices=devices, report=Bars())
     path = (
         Path(rows) if rows else None if folder is None else Path(folder) / "rows.jsonl"
     )
@@ -581,15 +597,14 @@ def compare(
     return [row for i in range(len(groups)) for row in found[i]]
 
 
-def check_budgets(task: Task, budgets: Sequence[int]) -> None:
+def check_budgets(task: Task, budgets: Sequence[float]) -> None:
     """Refuses budgets that a class has too few examples for."""
     counts = np.bincount(task.dataset.train.labels, minlength=task.num_classes)
-    wrong = [b for b in budgets if not isinstance(b, int | np.integer) or b < 1]
-    if wrong:
-        raise ValueError(f"budgets must be whole numbers from 1, got {wrong[0]!r}")
+    for budget in budgets:
+        task.num_examples(budget)
     if budgets and max(budgets) > counts.min():
         raise ValueError(
-            f"a budget of {max(budgets)} a class: class "
+            f"a budget of {max(budgets):g} a class: class "
             f"{task.dataset.label_names[counts.argmin()]!r} has only {counts.min()} "
             "training examples"
         )
@@ -613,7 +628,7 @@ def rows_of(
 
 
 def _per_class(row: Mapping[str, Any]) -> int:
-    return 0 if row["method"] in LINES else round(row["examples_per_class"])
+    return 0 if row["method"] in LINES else row["examples_per_class"]
 
 
 def made_rows(
@@ -626,14 +641,16 @@ def made_rows(
     """Makes the sets of a group, tunes, reads test, and gives the rows."""
     task, p = judge.task, judge.protocol
     if not group.examples_per_class:
-        return [_line_row(judge, group, facts)]
-    began = time.perf_counter()
+        return [_line_row(judge, group, full, facts)]
+    began, method = time.perf_counter(), methods[group.name]
     of_seeds = []
     for seed in range(p.seed, p.seed + group.num_seeds):
-        sets = methods[group.name](task, group.examples_per_class, seed)
+        sets = method(task, group.examples_per_class, seed)
         several = isinstance(sets, list | tuple) and not isinstance(sets, TrainingSet)
         of_seeds.append(list(sets) if several else [as_set(task, sets)])
     compute = (time.perf_counter() - began) / group.num_seeds
+    before = [sets[0].seconds for sets in of_seeds if sets[0].seconds is not None]
+    compute += float(np.sum(before)) / group.num_seeds
     rows = []
     for ways in zip(*of_seeds, strict=True):
         began = time.perf_counter()
@@ -659,6 +676,8 @@ def made_rows(
                 {"tuned": chosen, "validation_accuracy": validation, "inits": inits},
                 labels=sets[0].labels,
                 training=sets[0].training,
+                theta_0=task.theta_0,
+                selected_on=getattr(method, "selected_on", "validation"),
                 bytes=_mean([one.bytes for one in sets]),
                 labels_read=sets[0].labels_read,
                 seconds=compute * group.num_seeds + time.perf_counter() - began,
@@ -687,15 +706,18 @@ def _mean(sizes: Sequence[int | None]) -> int | None:
     return round(float(np.mean(known))) if known else None
 
 
-def _line_row(judge: Judge, group: Group, facts: dict[str, Any]) -> results.Row:
+def _line_row(
+    judge: Judge, group: Group, full: float | None, facts: dict[str, Any]
+) -> results.Row:
     task, began = judge.task, time.perf_counter()
     N = len(task.labels)
     size = sum(len(text.encode()) for text in task.dataset.train.texts)
     more: dict[str, Any] = {"labels": "hard", "training": "standard", "bytes": size}
+    more["theta_0"] = task.theta_0
     config: dict[str, Any] = {"tuned": {}, "validation_accuracy": None, "inits": [[0]]}
     if group.name == "majority":
         accuracies = np.array([[judge.majority]])
-        more = {"labels": None, "training": None, "bytes": None, "theta_0": None}
+        more = dict.fromkeys(("labels", "training", "bytes", "theta_0"))
     elif group.name == "tfidf":
         from distill_jax.baselines import tfidf
 
@@ -707,7 +729,7 @@ def _line_row(judge: Judge, group: Group, facts: dict[str, Any]) -> results.Row:
         accuracies = judge.full_accuracies()
         config["tuned"] = judge.tuned_full()
         config["inits"] = [list(range(judge.protocol.test_inits))]
-    full = float(accuracies.mean()) if group.name == "full" else None
+        full = float(accuracies.mean())
     return _row(
         judge,
         group,
@@ -729,7 +751,7 @@ def _row(judge, group: Group, facts, accuracies, full, config, **more) -> result
     if full is not None and full > judge.majority:
         mean = float(np.asarray(accuracies, float).mean())
         corrected = statistics.chance_corrected(mean, full, judge.majority)
-    examples = group.examples_per_class * task.num_classes
+    examples = round(group.examples_per_class * task.num_classes)
     if group.name in ("full", "tfidf"):
         examples = len(task.labels)
     return results.build(
@@ -790,11 +812,6 @@ def _claimed(path: Path | None, task: Task, group: Group, facts: dict[str, Any])
             lock.release()
 
     return claimed()
-
-
-def _progress(say: Callable[[str], None]):
-    del say
-    return lambda what, done, total: None
 
 
 def line(row: Mapping[str, Any]) -> str:

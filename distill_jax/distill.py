@@ -6,7 +6,6 @@ host's side of a run.
 
 import dataclasses
 import inspect
-import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -79,14 +78,15 @@ class Distillation:
 def distill(
     task: Task,
     recipe: Recipe | None = None,
-    examples_per_class: int = 10,
+    examples_per_class: float = 10,
     *,
     examples: int = 0,
     seed: int = 0,
     folder: str | Path | None = None,
     devices: parallel.Devices = None,
     how: str = "jit",
-    report: Callable[[loop.Progress], None] | None = None,
+    report: Callable[[loop.Progress], None] = lambda progress: None,
+    progress: bool = True,
     setup: "Setup | None" = None,
 ) -> Distillation:
     """Learns a set of sentences, and goes on with what is in `folder`.
@@ -100,7 +100,8 @@ def distill(
         folder: of the checkpoints; nothing is saved where it is None.
         devices: that share the theta_0 of a meta-step; see `parallel.listed`.
         how: `jit`, `pmap` or `shard_map`.
-        report: told of the progress; a progress bar on stderr unless given.
+        report: told of the progress.
+        progress: show it as a bar on stderr too.
         setup: from `build`, if it is there already; it is used up.
 
     Returns:
@@ -113,17 +114,17 @@ def distill(
             as `loop.distill`.
     """
     recipe = recipe or best_recipe(task.model_name)
-    n = examples or examples_per_class * task.num_classes
+    n = examples or task.num_examples(examples_per_class)
     setup = setup or build(
         task, recipe, start_of(task, recipe, n, seed), seed, devices=devices, how=how
     )
     began, state = time.perf_counter(), setup.state
     resumes = folder is not None and checkpoints.latest_step(folder) is not None
     if recipe.start.warm_steps and not resumes:
-        bar = _warm_bar if report is None else iter
+        bar = _warm_bar if progress else iter
         state = setup.begin(warmed(task, recipe, setup.start, seed, bar))
     steps = recipe.meta.steps
-    with Reporter(steps, recipe.meta.inits, report) as told:
+    with Reporter(steps, recipe.meta.inits, report, shown=progress) as told:
         result = loop.distill(
             setup.step,
             state,
@@ -456,6 +457,27 @@ def fingerprint(task: Task, recipe: Recipe, n: int, seed: int) -> dict[str, Any]
     return told
 
 
+def check_same_run(
+    folder: str | Path, setup: Setup, settings: dict[str, Any], num_inits: int
+) -> None:
+    """Refuses a checkpoint of another run, before anything is compiled.
+
+    Args:
+        folder: of the checkpoints.
+        setup: from `build`.
+        settings: from `fingerprint`.
+        num_inits: theta_0 in a meta-step.
+
+    Raises:
+        ValueError: naming the setting that differs; as `checkpoints.restore`.
+    """
+    if checkpoints.latest_step(folder) is not None:
+        key = jax.random.key_data(jax.random.key(settings["seed"])).tolist()
+        like = {"state": setup.state, "best": setup.state.distilled}
+        facts = {"num_inits": num_inits, "key": key}
+        checkpoints.restore(folder, like, settings | facts)
+
+
 def timed(task: Task, recipe: Recipe, setup: Setup) -> tuple[float, float]:
     """Compiles the meta-step and the validation, and times both.
 
@@ -488,25 +510,30 @@ def _warm_bar(steps: Iterable[int]) -> Iterable[int]:
 
 
 class Reporter:
-    """Passes progress on; without somewhere to, shows a bar on stderr.
+    """Passes progress on, and shows it as a bar on stderr.
 
     Args:
         steps, inits: of the run.
         report: where it goes.
+        shown: whether there is a bar.
     """
 
-    def __init__(self, steps: int, inits: int, report: Callable | None = None):
-        self.steps, self.inits, self.report = steps, inits, report
+    def __init__(self, steps: int, inits: int, report: Callable, *, shown: bool):
+        self.steps, self.inits, self.report, self.shown = steps, inits, report, shown
 
     def __enter__(self) -> Callable[[loop.Progress], None]:
-        self.bar = None
-        if self.report is not None:
-            return self.report
         from tqdm import tqdm
 
-        self.bar = tqdm(total=self.steps, unit="step", mininterval=1.0, file=sys.stderr)
+        self.bar = tqdm(
+            total=self.steps, unit="step", mininterval=1.0, disable=not self.shown
+        )
         self.accuracy, self.first, self.began = None, None, time.perf_counter()
-        return self._show
+        return self._told
+
+    def _told(self, progress: loop.Progress) -> None:
+        self.report(progress)
+        if self.shown:
+            self._show(progress)
 
     def _show(self, progress: loop.Progress) -> None:
         if self.first is None:  # a resumed run begins where it was left
@@ -527,8 +554,7 @@ class Reporter:
         self.bar.set_postfix(shown)
 
     def __exit__(self, *error):
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
 
 __all__ = [
@@ -536,6 +562,7 @@ __all__ = [
     "Distillation",
     "Setup",
     "at_most",
+    "check_same_run",
     "build",
     "distill",
     "fingerprint",

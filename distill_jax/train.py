@@ -78,6 +78,7 @@ class TrainingSet(NamedTuple):
         labels_read: labels of train that were looked at to make it.
         bytes: that it takes on disk.
         texts: the sentences, where they are text.
+        seconds: that it took, if it was made before.
     """
 
     batch: Batch
@@ -85,6 +86,7 @@ class TrainingSet(NamedTuple):
     labels_read: int | None = None
     bytes: int | None = None
     texts: tuple[str, ...] | None = None
+    seconds: float | None = None
 
     @property
     def labels(self) -> str:
@@ -314,6 +316,21 @@ def part_of(task: Task, batch: Batch, *, seed: int, num_examples: int) -> Batch:
     return in_chunks(task, take(batch, rows))
 
 
+def in_turns(
+    score: Callable[..., jax.Array],
+    keys: jax.Array,
+    *arguments: Any,
+    at_once: int,
+    report: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
+    """`score(keys, *arguments)`, some keys at a time, so that progress can be told."""
+    found = []
+    for first in range(0, len(keys), at_once):
+        found.append(np.asarray(score(keys[first : first + at_once], *arguments)))
+        report(min(first + at_once, len(keys)))
+    return np.concatenate(found)
+
+
 class Job(NamedTuple):
     """One network to train.
 
@@ -538,18 +555,11 @@ class Judge:
         for one, which in zip(sets, inits, strict=True):
             before = sum(map(len, found))
             if one.native is not None:
-                d, native = one.native.distilled, self.native(one.native.inner_tx)
-                found.append(
-                    np.asarray(
-                        native(
-                            self.test_keys[jnp.asarray(which)],
-                            d.batches,
-                            d.lr,
-                            self.test,
-                        )
-                    )
+                keys, before = (
+                    self.test_keys[jnp.asarray(which)],
+                    len(found) * len(which),
                 )
-                self.report("test", before + len(which), total)
+                found.append(self._native(one.native, keys, self.test, before, total))
                 continue
             assert tuned is not None
             jobs = self.jobs(one.batch, self.test_keys, 1, which)
@@ -559,7 +569,7 @@ class Judge:
                 jobs,
                 stops,
                 self.test,
-                lambda now, before=before: self.report("test", before + now, total),
+                lambda now, before=before: self.report("networks", before + now, total),
             )
             found.append(scored[:, 1])
         return np.stack(found)
@@ -573,9 +583,20 @@ class Judge:
 
     def native_validation(self, native: Native) -> float:
         """Mean accuracy on validation in its own order."""
+        keys = self.tuning_keys
+        return float(self._native(native, keys, self.validation, 0, len(keys)).mean())
+
+    def _native(self, native: Native, keys, chunks, before: int, total: int):
         d, score = native.distilled, self.native(native.inner_tx)
-        found = score(self.tuning_keys, d.batches, d.lr, self.validation)
-        return float(np.asarray(found).mean())
+        return in_turns(
+            score,
+            keys,
+            d.batches,
+            d.lr,
+            chunks,
+            at_once=len(self.trainer.devices),
+            report=lambda done: self.report("networks", before + done, total),
+        )
 
     def tuned_full(self) -> dict[str, Any]:
         """Adam on all of train: step size and number of epochs best on validation."""
@@ -591,15 +612,20 @@ class Judge:
             return _on_all(task, key, lr, data, p.full_epochs, True, score)
 
         curves = parallel.over_devices(one, self.devices)
-        done = [0]
+        total = len(keys) * len(FULL_STEP_SIZES)
 
         def scores(lr):
-            found = np.asarray(curves(keys, lr, self.all_data, self.validation))
-            done[0] += 1
-            self.report("full data", done[0], len(FULL_STEP_SIZES))
-            return found
+            before = FULL_STEP_SIZES.index(lr) * len(keys)
+            return in_turns(
+                curves,
+                keys,
+                lr,
+                self.all_data,
+                self.validation,
+                at_once=len(self.trainer.devices),
+                report=lambda now: self.report("tuning on all", before + now, total),
+            )
 
-        self.report("full data", 0, len(FULL_STEP_SIZES))
         best = tune(scores, FULL_STEP_SIZES, epochs)
         return {
             "optimizer": "adam",
@@ -623,8 +649,15 @@ class Judge:
             return _on_all(task, key, lr, data, tuned["num_epochs"], False, score)[0]
 
         score = parallel.over_devices(one, self.devices)
-        found = score(self.test_keys, tuned["lr"], self.all_data, self.test)
-        return np.asarray(found)[None]
+        return in_turns(
+            score,
+            self.test_keys,
+            tuned["lr"],
+            self.all_data,
+            self.test,
+            at_once=len(self.trainer.devices),
+            report=lambda now: self.report("all data", now, len(self.test_keys)),
+        )[None]
 
     def teacher_labels(self) -> np.ndarray:
         """Class probabilities of all of train by one such network, `[N, C]` float32."""
