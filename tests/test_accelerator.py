@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import accelerator
 from benchmarks.implementations import MODELS, Config
-from distill_jax import parallel, results
+from distill_jax import parallel, results, schema
 
 ROOT = Path(__file__).parents[1]
 TINY = {"T": 2, "minibatch": 2, "tokens": 4, "real_batch": 4}
@@ -50,7 +50,7 @@ def test_one_device_is_measured_for_each_number_of_theta_0(tmp_path, capsys):
     path = tmp_path / "results" / "accelerator.jsonl"
     got = measure(jax.devices()[:1], (8, 1), path)
     assert results.read(path) == [json.loads(json.dumps(row)) for row in got]
-    assert list(got[0]) == list(results.ACCELERATOR_FIELDS)
+    assert list(got[0]) == list(schema.ACCELERATOR_FIELDS)
     one, eight = got
     for row, n in ((one, 1), (eight, 8)):
         assert (row["num_theta_0"], row["num_devices"], row["parallel"]) == (

@@ -19,7 +19,7 @@ from distill_jax.report import claims
 from experiments import cells, compare, figures, tables, transfer
 from experiments.scoring import Cell, cell_of
 from tests.test_compare import TINY, write_corpus
-from tests.test_rows import active_row, compare_row
+from tests.test_results import active_row, compare_row
 
 ROOT = Path(__file__).parents[1]
 TARGET = "text_cnn"

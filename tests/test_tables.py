@@ -9,7 +9,7 @@ import pytest
 from distill_jax import results as results_lib
 from distill_jax.report import verdict
 from experiments import tables
-from tests.test_rows import experiment_row, speed_row
+from tests.test_results import experiment_row, speed_row
 
 ROOT = Path(__file__).parents[1]
 README = (
