@@ -437,16 +437,20 @@ def _objective(task: Task, recipe: Recipe, start: Distilled, inner_tx) -> Object
         make = resolve(inner.windows, WINDOWS, "windows")
         settings |= {"window": inner.window, "earliest": inner.window_earliest}
         return make(task.loss_fn, **settings)
-    name = meta.objective
+    name, given = meta.objective, dict(meta.objective_settings)
     if isinstance(name, str):
-        takes = inspect.signature(objectives.get(name).make).parameters
-        settings = {k: v for k, v in settings.items() if k in takes}
-        settings |= meta.objective_settings
-        return objectives.make(name, task.model, loss_fn=task.loss_fn, **settings)
+        given |= _taken(objectives.get(name).make, settings)
+        return objectives.make(name, task.model, loss_fn=task.loss_fn, **given)
     make = resolve(name, {}, "objective")
-    takes = inspect.signature(make).parameters
-    settings = {k: v for k, v in settings.items() if k in takes}
-    return make(task.loss_fn, **settings | dict(meta.objective_settings))
+    return make(task.loss_fn, **given | _taken(make, settings))
+
+
+def _taken(make: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that a maker of objectives takes."""
+    parameters = inspect.signature(make).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return settings
+    return {name: value for name, value in settings.items() if name in parameters}
 
 
 def fingerprint(task: Task, recipe: Recipe, n: int, seed: int) -> dict[str, Any]:
@@ -538,7 +542,6 @@ class Reporter:
     def _show(self, progress: loop.Progress) -> None:
         if self.first is None:  # a resumed run begins where it was left
             self.first = self.bar.n = progress.step
-        self.bar.update(progress.step - self.bar.n)
         rate = (progress.step - self.first) * self.inits
         shown = {"theta_0/s": f"{rate / (time.perf_counter() - self.began):.1f}"}
         if progress.meta_loss is not None:
@@ -551,7 +554,8 @@ class Reporter:
             shown["best"] = f"{progress.best_accuracy:.1%}"
         if progress.skipped_in_a_row:
             shown["skipped"] = str(progress.skipped_in_a_row)
-        self.bar.set_postfix(shown)
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(progress.step - self.bar.n)
 
     def __exit__(self, *error):
         self.bar.close()
