@@ -18,11 +18,10 @@ from typing import Any
 
 import distill_jax as dj
 from distill_jax import data, parallel, results
-from distill_jax import recipe as recipes
 from distill_jax.loop import Interrupted, Progress
 from distill_jax.models import MODELS
-from distill_jax.recipe import Inner, Meta, Recipe, Start, setting
-from distill_jax.task import Task, told
+from distill_jax.recipe import Inner, Meta, Recipe, Start, best_recipe, setting
+from distill_jax.task import Task, model_maker, told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Corpus:
     def __post_init__(self):
         if self.length < 1:
             raise ValueError(f"length must be at least 1, got {self.length}")
-        dj.task.model_maker(self.model, self.model_settings)
+        model_maker(self.model, self.model_settings)
 
     @property
     def name(self) -> str:
@@ -127,6 +126,8 @@ def define(*groups: type, presets: Mapping[str, Mapping[str, Any]] | None = None
 
 def _define(flags, title: str, field: dataclasses.Field) -> None:
     name, text = flag_of(field), field.metadata["help"]
+    if name in flags.FLAGS and flags.FLAGS[name].help == text:
+        return  # the seed, which several settings have
     choices, default = field.metadata["choices"], _default(field)
     if choices:
         made: Any = flags.EnumFlag(name, default, text, enum_values=list(choices))
@@ -265,7 +266,7 @@ def settings(group: type, values: Mapping[str, Any], base: Any = None) -> Any:
 
 def recipe_of(values: Mapping[str, Any], model: str) -> Recipe:
     """The recipe that flags ask for, from the best known for the network."""
-    best = recipes.recipe(model)
+    best = best_recipe(model)
     inner = settings(Inner, values, best.inner)
     start = settings(Start, values, best.start)
     return Recipe(inner, start, settings(Meta, values, best.meta))
@@ -273,7 +274,7 @@ def recipe_of(values: Mapping[str, Any], model: str) -> Recipe:
 
 def flags_of(recipe: Recipe, model: str) -> list[str]:
     """The flags that ask for a recipe, where it is not the best of the network."""
-    words, best = [], recipes.recipe(model)
+    words, best = [], best_recipe(model)
     for part in ("inner", "start", "meta"):
         for field in _fields(type(getattr(best, part))):
             value = getattr(getattr(recipe, part), field.name)

@@ -54,7 +54,6 @@ class Settings:
 
 def run(values: dict, *, out: Path, rows: Path, flags, say=print) -> list[dj.Result]:
     """What the flags say: `values` by flag, `flags` of the run."""
-    values = {"model": "text_cnn", **values}
     corpus, wanted = cli.settings(cli.Corpus, values), cli.settings(Settings, values)
     protocol = cli.settings(dj.Protocol, values)
     recipe = cli.recipe_of(values, corpus.model)
@@ -183,7 +182,7 @@ def main(argv: list[str]) -> None:
         values = cli.given(presets.DISTILL)
         name = Path(f.dataset).name.replace(":", "-")
         size = f.examples or f"{values.get('examples_per_class', 10)}pc"
-        parts = [name, values.get("model", "text_cnn"), size, cli.preset()]
+        parts = [name, values.get("model", "bag"), size, cli.preset()]
         out = Path(f.out or Path("runs") / "-".join(str(p) for p in parts if p))
         run(values, out=out, rows=rows, flags=f)
 

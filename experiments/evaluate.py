@@ -14,7 +14,7 @@ import distill_jax as dj
 from distill_jax import artifact, stored
 from distill_jax.compare import compare, saved
 from distill_jax.recipe import setting
-from distill_jax.task import with_model
+from distill_jax.task import model_maker, with_model
 
 from . import cli
 
@@ -37,17 +37,17 @@ class Settings:
     full: bool = setting(False, "Train on all training data too.")
 
     def __post_init__(self):
-        if not self.artifact:
-            raise ValueError("--artifact must name the folder of an artefact")
         if self.model is not None:
-            dj.task.model_maker(self.model, self.model_settings)
+            model_maker(self.model, self.model_settings)
         elif self.model_settings:
             raise ValueError("--model_settings needs --model")
 
 
 def run(values: dict, *, rows, dry_run: bool, say=print) -> list[dj.Result]:
     """What the flags say: `values` by flag."""
-    wanted = cli.settings(Settings, values, _Blank)
+    wanted = cli.settings(Settings, values)
+    if not wanted.artifact:
+        raise ValueError("--artifact must name the folder of an artefact")
     protocol = cli.settings(dj.Protocol, values)
     devices, _ = cli.join()
     found = artifact.load(wanted.artifact)

@@ -21,7 +21,7 @@ from distill_jax import results as result_rows
 from distill_jax.decode import nearest_words
 from distill_jax.report import page, verdict
 from distill_jax.results import Row
-from experiments.running import told_in_a_line
+from experiments.cli import told_in_a_line
 
 if TYPE_CHECKING:
     from distill_jax.task import Task
