@@ -338,10 +338,13 @@ def saved(*artifacts: Any, ways: Sequence[str] = ("soft", "hard", "native")) -> 
         ways: as for `distilled`; without `native` for another network than theirs.
     """
     from distill_jax import artifact
+    from distill_jax.stored import inner_tx_of as direction_of
 
     loaded = [artifact.load(a) if isinstance(a, str | Path) else a for a in artifacts]
     if not loaded:
         raise ValueError("saved() needs the folder of an artefact, got none")
+    for one in loaded:
+        direction_of(one.card)  # raises for an inner optimizer that is not known
     return Stored(tuple(loaded), tuple(ways))
 
 

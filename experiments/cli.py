@@ -463,5 +463,13 @@ def told_in_a_line(
     except (ValueError, OSError, ArithmeticError, ModuleNotFoundError) as error:
         if os.environ.get("DISTILL_JAX_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_as_flag(str(error))}", file=sys.stderr)
         sys.exit(1)
+
+
+def _as_flag(message: str) -> str:
+    """A setting of the library, at the start of a message, as its flag."""
+    from absl import flags
+
+    name = re.match(r"\w+(?==| must)", message)
+    return f"--{message}" if name and name[0] in flags.FLAGS else message

@@ -10,7 +10,9 @@ did not ask for; selections and distillation see all. Test is read once for each
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import distill_jax as dj
 from distill_jax.compare import check_budgets, compare, line, plan, rows_of
@@ -65,14 +67,42 @@ class Settings:
             cli.numbers("many_at", self.many_at)
 
 
-def run(values: dict, *, out: Path, rows: Path, flags, say=print) -> list[dj.Result]:
-    """What the flags say: `values` by flag, `flags` of the run."""
+def run(
+    values: Mapping[str, Any],
+    *,
+    out: Path,
+    rows: Path,
+    preset: str | None = None,
+    dry_run: bool = False,
+    show: bool = False,
+    devices: Any = None,
+    how: str = "jit",
+    say: Callable[[str], None] = print,
+) -> list[dj.Result]:
+    """Makes the rows that are not there yet, and compares.
+
+    Args:
+        values: settings by flag.
+        out: folder of distillations, their checkpoints, the teacher and the page.
+        rows: the file that rows are appended to as they are done.
+        preset: a name for the rows.
+        dry_run, show: the flags of these names (show: open).
+        devices, how: as for `distill`.
+        say: where text goes.
+
+    Returns:
+        The rows of the plan, old and new; none of a dry run.
+
+    Raises:
+        ValueError: before any work, for what does not fit together.
+        loop.Interrupted: after Ctrl-C in a distillation.
+        pages.NotDrawn: if the page cannot be written; the rows are.
+    """
     corpus, wanted = cli.settings(cli.Corpus, values), cli.settings(Settings, values)
     protocol = cli.settings(dj.Protocol, values)
     recipe = cli.recipe_of(values, corpus.model)
     _check(recipe, protocol)
     names = cli.words("methods", wanted.methods)
-    devices, how = cli.join()
     methods, lines = named_methods(
         names,
         recipe=recipe,
@@ -103,7 +133,7 @@ def run(values: dict, *, out: Path, rows: Path, flags, say=print) -> list[dj.Res
     many = cli.numbers("many_at", wanted.many_at) if wanted.many_at else []
     shared = {"protocol": protocol, "lines": lines, "many_at": {"distilled": many}}
     groups = plan(task, methods, budgets, **shared)
-    facts = {"experiment": "compare", "preset": cli.preset(), "model": task.model_name}
+    facts = {"experiment": "compare", "preset": preset, "model": task.model_name}
     known = read(rows)
     todo = [group for group in groups if not rows_of(known, task, group, facts)]
     say(
@@ -113,7 +143,7 @@ def run(values: dict, *, out: Path, rows: Path, flags, say=print) -> list[dj.Res
     if todo:
         judge = Judge(task, protocol, devices=devices)
         say(estimate(judge, todo, methods))
-    if flags.dry_run:
+    if dry_run:
         for group in todo:
             say(f"  {group}")
         return []
@@ -123,12 +153,12 @@ def run(values: dict, *, out: Path, rows: Path, flags, say=print) -> list[dj.Res
         budgets,
         **shared,
         rows=rows,
-        preset=cli.preset(),
+        preset=preset,
         devices=devices,
         say=say,
     )
     last = "\n" + summary(found)
-    if cli.preset() == "anonymous2022":
+    if preset == "anonymous2022":
         say(last)
         last = "\n" + errata()
     try:
@@ -136,8 +166,11 @@ def run(values: dict, *, out: Path, rows: Path, flags, say=print) -> list[dj.Res
             path = page.write(out / pages.NAME, pages.of_comparison(found))
         last += f"\n\nPage: {path}"
     finally:
-        say(f"{last}\n\nRows: {rows}\nNext: python -m experiments.pages --results={rows}")
-    if flags.open:
+        say(
+            f"{last}\n\nRows: {rows}\n"
+            f"Next: python -m experiments.pages --results={rows}"
+        )
+    if show:
         pages.open_in_browser(path, say)
     return found
 
@@ -203,14 +236,22 @@ def main(argv: list[str]) -> None:
         model = values.get("model", "bag")
         out = Path(f.out or Path("runs") / f"compare-{name}-{model}")
         cli.compile_cache(out)
-        run(values, out=out, rows=rows, flags=f)
+        devices, how = cli.join()
+        run(
+            values,
+            out=out,
+            rows=rows,
+            preset=cli.preset(),
+            dry_run=f.dry_run,
+            show=f.open,
+            devices=devices,
+            how=how,
+        )
 
 
 def define_flags() -> None:
     """The flags of this experiment."""
-    cli.define(
-        cli.Corpus, Settings, dj.Protocol, *cli.RECIPE, presets=presets.COMPARE
-    )
+    cli.define(cli.Corpus, Settings, dj.Protocol, *cli.RECIPE, presets=presets.COMPARE)
     cli.define_run("compare", page=True)
     cli.define_devices()
 

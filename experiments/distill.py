@@ -9,7 +9,9 @@ real sentences, and the test split is read, once.
 
 import dataclasses
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,12 +54,39 @@ class Settings:
                 )
 
 
-def run(values: dict, *, out: Path, rows: Path, flags, say=print) -> list[dj.Result]:
-    """What the flags say: `values` by flag, `flags` of the run."""
+def run(
+    values: Mapping[str, Any],
+    *,
+    out: Path,
+    rows: Path,
+    preset: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    show: bool = False,
+    devices: Any = None,
+    how: str = "jit",
+    say: Callable[[str], None] = print,
+) -> list[dj.Result]:
+    """Distils, scores everything on test, and writes it all down.
+
+    Args:
+        values: settings by flag.
+        out: folder of the run: checkpoints, artefact, page, figure, event files.
+        rows: the file that each row is appended to as it is done.
+        preset: the name of the paper whose settings they are.
+        resume, overwrite, dry_run, show: the flags of these names (show: open).
+        devices, how: as for `distill`.
+        say: where text goes.
+
+    Raises:
+        ValueError: for a run in `out` without `resume` or `overwrite`, or of other
+            settings, before anything is compiled; and as all that is called does.
+        pages.NotDrawn: if the figure or the page cannot be written; the rows are.
+    """
     corpus, wanted = cli.settings(cli.Corpus, values), cli.settings(Settings, values)
     protocol = cli.settings(dj.Protocol, values)
     recipe = cli.recipe_of(values, corpus.model)
-    devices, how = cli.join()
     task = corpus.task(say)
     if recipe.meta.theta_0 == "fixed":
         task = fixed(task, corpus.seed)
@@ -65,7 +94,8 @@ def run(values: dict, *, out: Path, rows: Path, flags, say=print) -> list[dj.Res
     start = start_of(task, recipe, n, corpus.seed)
     setup = build(task, recipe, start, corpus.seed, devices=devices, how=how)
     folder = out / "checkpoints"
-    _check_folder(folder, flags, task, recipe, n, corpus.seed, setup)
+    same = fingerprint(task, recipe, n, corpus.seed)
+    _check_folder(folder, setup, same, recipe.meta.inits, resume, overwrite)
     S, E = start.raw_lr.shape[::-1]
     say(
         f"Will learn {n} sentences of {start.x.shape[-2]} x {start.x.shape[-1]} "
@@ -77,9 +107,9 @@ def run(values: dict, *, out: Path, rows: Path, flags, say=print) -> list[dj.Res
         f"Estimate: {duration(whole)} ({step:.3g} s a meta-step), then the baselines; "
         f"memory so far {cli.memory()}."
     )
-    if flags.dry_run:
+    if dry_run:
         return []
-    if flags.overwrite:
+    if overwrite:
         shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     with cli.tensorboard(out if wanted.tensorboard else None) as report:
@@ -114,7 +144,7 @@ def run(values: dict, *, out: Path, rows: Path, flags, say=print) -> list[dj.Res
         lines=lines,
         rows=rows if parallel.is_first_process() else None,
         experiment="distill",
-        preset=cli.preset(),
+        preset=preset,
         devices=devices,
         say=say,
     )
@@ -129,7 +159,7 @@ def run(values: dict, *, out: Path, rows: Path, flags, say=print) -> list[dj.Res
             f"\nRows: {rows}\nThe distilled set: {where}{drawn}"
             f"\nNext: python -m experiments.evaluate --artifact={where}"
         )
-    if flags.open:
+    if show:
         pages.open_in_browser(path, say)
     return found_rows
 
@@ -150,20 +180,19 @@ def _drawn(out: Path, found: dj.Distillation, rows) -> tuple[Path, Path]:
     return figure, page.write(out / pages.NAME, made)
 
 
-def _check_folder(folder: Path, flags, task, recipe, n, seed, setup) -> None:
+def _check_folder(folder, setup, same, num_inits, resume, overwrite) -> None:
     """Refuses a folder with a run that is not to be gone on with, before any work."""
-    if flags.overwrite and flags.resume:
+    if overwrite and resume:
         raise ValueError("--resume goes on with what --overwrite deletes: give one")
     last = checkpoints.latest_step(folder)
-    if last is None or flags.overwrite:
+    if last is None or overwrite:
         return
-    if not flags.resume:
+    if not resume:
         raise ValueError(
             f"{folder} already has a run, at step {last}: resume it with --resume, "
             "begin anew with --overwrite, or use another --out"
         )
-    same = fingerprint(task, recipe, n, seed)
-    check_same_run(folder, setup, same, recipe.meta.inits)
+    check_same_run(folder, setup, same, num_inits)
 
 
 def main(argv: list[str]) -> None:
@@ -184,7 +213,19 @@ def main(argv: list[str]) -> None:
         size = f.examples or f"{values.get('examples_per_class', 10)}pc"
         parts = [name, values.get("model", "bag"), size, cli.preset()]
         out = Path(f.out or Path("runs") / "-".join(str(p) for p in parts if p))
-        run(values, out=out, rows=rows, flags=f)
+        devices, how = cli.join()
+        run(
+            values,
+            out=out,
+            rows=rows,
+            preset=cli.preset(),
+            resume=f.resume,
+            overwrite=f.overwrite,
+            dry_run=f.dry_run,
+            show=f.open,
+            devices=devices,
+            how=how,
+        )
 
 
 def define_flags() -> None:

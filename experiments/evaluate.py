@@ -8,6 +8,8 @@ minibatches (standard), whose step size and length are chosen on validation. Wit
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import distill_jax as dj
@@ -43,16 +45,39 @@ class Settings:
             raise ValueError("--model_settings needs --model")
 
 
-def run(values: dict, *, rows, dry_run: bool, say=print) -> list[dj.Result]:
-    """What the flags say: `values` by flag."""
+def run(
+    values: Mapping[str, Any],
+    *,
+    rows: Path,
+    dry_run: bool = False,
+    devices: Any = None,
+    say: Callable[[str], None] = print,
+) -> list[dj.Result]:
+    """Trains on the artefact in each way, scores on test, and appends the rows.
+
+    Args:
+        values: settings by flag.
+        rows: the file that rows are appended to as they are done.
+        dry_run: stop when the artefact and its corpus are read.
+        devices: that share the networks.
+        say: where text goes.
+    """
     wanted = cli.settings(Settings, values)
     if not wanted.artifact:
         raise ValueError("--artifact must name the folder of an artefact")
     protocol = cli.settings(dj.Protocol, values)
-    devices, _ = cli.join()
     found = artifact.load(wanted.artifact)
-    where = ("dataset", "text_column", "label_column", "data_dir", "download", "vectors")
-    own = stored.task_of(found, say=say, **{name: getattr(wanted, name) for name in where})
+    where = (
+        "dataset",
+        "text_column",
+        "label_column",
+        "data_dir",
+        "download",
+        "vectors",
+    )
+    own = stored.task_of(
+        found, say=say, **{name: getattr(wanted, name) for name in where}
+    )
     S, B, L, D = found.arrays["x"].shape
     say(
         f"{S * B} sentences of {L} x {D} numbers, learned from "
@@ -89,7 +114,8 @@ def main(argv: list[str]) -> None:
     with cli.told_in_a_line(
         argv, "experiments.evaluate", stopped=f"what is done is in {rows}"
     ):
-        run(cli.given(), rows=rows, dry_run=flags.FLAGS.dry_run)
+        devices, _ = cli.join()
+        run(cli.given(), rows=rows, dry_run=flags.FLAGS.dry_run, devices=devices)
 
 
 def define_flags() -> None:
