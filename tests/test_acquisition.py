@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import acquirers, acquisition
+from benchmarks import acquirers, acquisition, common
 from benchmarks.acquirers import IMPLEMENTATIONS, Config, Problem, draw
 from distill_jax import results, selection
 
@@ -232,4 +232,4 @@ def test_errors_take_one_line():
     assert bad.stderr.startswith("error: unknown configuration 'nope', known: all, ")
     assert len(bad.stderr.splitlines()) == 1
     with pytest.raises(ValueError, match="repeats must be 1 or more, got 0"):
-        acquisition.run({}, ["distill_jax"], repeats=0)
+        common.time_in_turn({}, repeats=0)
