@@ -16,6 +16,7 @@ _MIDDLE = {"core", "losses", "types"}
 _HOST = {"parallel", "gradients", "core", "losses", "artifact", "types"}
 _AFTER = {"artifact", "evaluate", "types"}
 ALLOWED = {
+    "__main__": set(),
     "types": set(),
     "core": _LEAF,
     "losses": _LEAF,
