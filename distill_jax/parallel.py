@@ -226,7 +226,13 @@ def over_devices(one, devices=None):
 
 
 def parse_devices(text):
-    return None if not text else list(jax.devices()) if text == "all" else jax.devices()[: int(text)]
+    return (
+        None
+        if not text
+        else list(jax.devices())
+        if text == "all"
+        else jax.devices()[: int(text)]
+    )
 
 
 def join(*a):

@@ -97,6 +97,10 @@ class Corpus:
         return task
 
 
+# How an experiment is run: from a checkout, or from a wheel.
+RUN = "python -m " + (
+    "experiments." if __package__ == "experiments" else "distill_jax "
+)
 # The flags that most runs need first: what --help lists.
 FIRST = (
     "dataset text_column label_column model examples_per_class out resume overwrite "
@@ -418,7 +422,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 @contextmanager
 def told_in_a_line(
     argv: Sequence[str],
-    module: str,
+    name: str,
     *,
     again: Sequence[str] = (),
     not_again: Sequence[str] = (),
@@ -432,7 +436,7 @@ def told_in_a_line(
 
     Args:
         argv: what absl passes to main; more than the program is refused.
-        module: what `python -m` runs.
+        name: of the experiment.
         again: flags that the command to go on has more.
         not_again: names of flags that it lacks.
         stopped: what is said of a run that was stopped and not saved.
@@ -454,7 +458,7 @@ def told_in_a_line(
             for word in sys.argv[1:]
             if word.lstrip("-").partition("=")[0] not in not_again and word not in again
         ]
-        command = shlex.join(["python", "-m", module, *kept, *again])
+        command = f"{RUN}{name} {shlex.join([*kept, *again])}"
         print(f"\n{stop}\nTo go on: {command}", file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:

@@ -166,10 +166,7 @@ def run(
             path = page.write(out / pages.NAME, pages.of_comparison(found))
         last += f"\n\nPage: {path}"
     finally:
-        say(
-            f"{last}\n\nRows: {rows}\n"
-            f"Next: python -m experiments.pages --results={rows}"
-        )
+        say(f"{last}\n\nRows: {rows}\nNext: {cli.RUN}pages --results={rows}")
     if show:
         pages.open_in_browser(path, say)
     return found
@@ -228,7 +225,7 @@ def main(argv: list[str]) -> None:
     rows = cli.rows_path("compare")
     with cli.told_in_a_line(
         argv,
-        "experiments.compare",
+        "compare",
         stopped=f"what is done is in {rows}; the same command goes on",
     ):
         values = cli.given(presets.COMPARE)

@@ -157,7 +157,7 @@ def run(
     finally:
         say(
             f"\nRows: {rows}\nThe distilled set: {where}{drawn}"
-            f"\nNext: python -m experiments.evaluate --artifact={where}"
+            f"\nNext: {cli.RUN}evaluate --artifact={where}"
         )
     if show:
         pages.open_in_browser(path, say)
@@ -203,7 +203,7 @@ def main(argv: list[str]) -> None:
     rows = cli.rows_path("distill")
     with cli.told_in_a_line(
         argv,
-        "experiments.distill",
+        "distill",
         again=["--resume"],
         not_again=["overwrite"],
         stopped=f"what is done is in {rows}",

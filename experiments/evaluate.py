@@ -111,9 +111,7 @@ def main(argv: list[str]) -> None:
     from absl import flags
 
     rows = cli.rows_path("evaluate")
-    with cli.told_in_a_line(
-        argv, "experiments.evaluate", stopped=f"what is done is in {rows}"
-    ):
+    with cli.told_in_a_line(argv, "evaluate", stopped=f"what is done is in {rows}"):
         devices, _ = cli.join()
         run(cli.given(), rows=rows, dry_run=flags.FLAGS.dry_run, devices=devices)
 

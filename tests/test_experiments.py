@@ -327,7 +327,7 @@ def test_a_saved_stop_shows_what_goes_on(monkeypatch, capsys, given, shown):
     monkeypatch.setattr(sys, "argv", ["program", *given])
     with pytest.raises(SystemExit) as end:
         with cli.told_in_a_line(
-            ["program"], "experiments.x", again=["--resume"], not_again=["overwrite"]
+            ["program"], "x", again=["--resume"], not_again=["overwrite"]
         ):
             raise Interrupted("stopped by SIGINT", signal.SIGINT, 3)
     assert end.value.code == 130
@@ -338,7 +338,7 @@ def test_a_saved_stop_shows_what_goes_on(monkeypatch, capsys, given, shown):
 
 def test_errors_end_in_one_line_and_defects_in_a_traceback(monkeypatch, capsys):
     def ending(error):
-        with cli.told_in_a_line(["program"], "experiments.x"):
+        with cli.told_in_a_line(["program"], "x"):
             raise error
 
     monkeypatch.delenv("DISTILL_JAX_TRACEBACK", raising=False)
