@@ -409,5 +409,5 @@ __all__ = [
     "minibatch_order",
     "native_scorer",
     "part_of",
-    "tune",,
+    "tune",
 ]
