@@ -134,6 +134,14 @@ def newest(rows: Iterable[_Row], *key: str | Callable[[_Row], Any]) -> list[_Row
     return list(found.values())
 
 
+def grouped(rows: Iterable[_Row], *key: str) -> dict[tuple, list[_Row]]:
+    """The rows by the values of these fields, in the order they first came."""
+    groups: dict[tuple, list[_Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(_hashable(row[k]) for k in key), []).append(row)
+    return groups
+
+
 def find(rows: Iterable[_Row], **wanted: Any) -> _Row | None:
     """The newest row that has all these values, or None.
 

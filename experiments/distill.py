@@ -27,10 +27,10 @@ from distill_jax.distill import (
     timed,
 )
 from distill_jax.recipe import setting
-from distill_jax.report import page, plots
+from distill_jax.report import page, pages, plots
 from distill_jax.task import fixed
 
-from . import cli, pages, presets  # pages: moves to report
+from . import cli, presets
 
 # Beside every distillation; `experiments.compare` has the other selections.
 RIVALS = ("random_balanced", "kmeans_medoids")

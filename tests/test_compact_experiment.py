@@ -13,10 +13,10 @@ from distill_jax import artifact, schema
 from distill_jax import forms as known
 from distill_jax import results as result_rows
 from distill_jax.report import compact_tables, plots
+from distill_jax.report.pages import NotDrawn
 from distill_jax.task import in_chunks
 from distill_jax.types import Distilled
 from experiments import compact, recipe, saved
-from experiments.pages import NotDrawn
 from tests.test_experiments import Run, child, write_corpus
 from tests.test_results import experiment_row
 

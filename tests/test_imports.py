@@ -42,7 +42,7 @@ ALLOWED = {
     "study": {"results"},
     "active": {"evaluate", "queries", "checkpoints", "losses", "types"},
     "decode": _AFTER,
-    "report": _AFTER | {"decode", "results", "scores", "statistics"},
+    "report": _AFTER | {"decode", "results", "scores", "statistics", "task"},
     "statistics": _AFTER,
 }
 HEAVY = {
