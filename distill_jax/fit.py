@@ -331,6 +331,7 @@ class Trainer:
             chunks: the real text to score on, from `task.padded`.
             report: told how many networks are done.
         """
+        total, jobs = len(jobs), parallel.dealt(jobs)
         several = len(self.devices) > 1
         scored_on = [
             jax.device_put(chunks, d) if several else chunks for d in self.devices
@@ -365,7 +366,8 @@ class Trainer:
                 fetch()
         while pending:
             fetch()
-        return np.concatenate(found)
+        mine = np.concatenate([np.zeros((0, 2)), *found])
+        return parallel.collected(mine, total)
 
     def _each(self, thetas, stops, chunks):
         """Scores after each stop; the first is not taken where they are equal."""

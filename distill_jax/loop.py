@@ -28,6 +28,8 @@ from distill_jax.types import Batch, MetaInfo, MetaState
 # No meta-step ever has this number.
 _VALIDATION = np.uint32(2**32 - 1)
 
+REPORT_EVERY = 10  # meta-steps, unless told otherwise
+
 # Of a dispatch: a signal waits for its end.
 _SECONDS = 0.5
 
@@ -65,7 +67,7 @@ class Schedule:
     num_meta_steps: int
     validate_every: int
     checkpoint_every: int
-    report_every: int = 10
+    report_every: int = REPORT_EVERY
     max_skipped_in_a_row: int = 5
     select_from: int = 0
 

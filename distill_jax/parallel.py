@@ -195,6 +195,29 @@ def over_devices(one: Callable[..., Any], devices: Devices = None) -> Callable:
     return lambda keys, *args: shared(keys, args)
 
 
+def listed(devices: Devices) -> list[Any]:
+    """Those of this host: a list, all for "all", and the first for None."""
+    found = _listed(devices)
+    return [d for d in found if _is_mine(d)] if found else jax.local_devices()[:1]
+
+
+def dealt(items: Sequence[Any]) -> Sequence[Any]:
+    """Those that this process works on, where `collected` puts all together."""
+    return items[jax.process_index() :: jax.process_count()]
+
+
+def collected(mine: np.ndarray, total: int) -> np.ndarray:
+    """What all processes made of what was `dealt`, `[total, ...]` in its order."""
+    if jax.process_count() == 1:
+        return mine
+    from jax.experimental import multihost_utils
+
+    most = -(-total // jax.process_count())
+    filled = np.pad(mine, [(0, most - len(mine))] + [(0, 0)] * (mine.ndim - 1))
+    parts = multihost_utils.process_allgather(filled)  # [processes, most, ...]
+    return np.swapaxes(parts, 0, 1).reshape(-1, *mine.shape[1:])[:total]
+
+
 def parse_devices(text: str | None) -> Devices:
     """The devices of a flag: empty or None, JAX's default; "all"; or how many.
 

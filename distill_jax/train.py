@@ -455,7 +455,7 @@ def as_set(task: Task, data: Any) -> TrainingSet:
 
 
 def _hashable(devices: parallel.Devices):
-    return tuple(devices) if isinstance(devices, list) else devices
+    return tuple(devices) if isinstance(devices, list | tuple) else devices
 
 
 __all__ = [

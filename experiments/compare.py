@@ -77,7 +77,7 @@ def run(
     dry_run: bool = False,
     show: bool = False,
     devices: Any = None,
-    how: str = "jit",
+    how: str | None = None,
     say: Callable[[str], None] = print,
 ) -> list[dj.Result]:
     """Makes the rows that are not there yet, and compares.
