@@ -255,6 +255,8 @@ def test_machine_paths_are_cut(tmp_path, monkeypatch):
         "python -m experiments.distill --dataset=sst5 --output=runs/one '--x=a b'"
     )
     assert results.command(["/opt/bin/run.py"]) == "python run.py"
+    program = str(ROOT / "distill_jax" / "__main__.py")
+    assert results.command([program, "distill"]) == "python -m distill_jax distill"
     assert results.portable(
         {"a": ["~/data/x.csv", "../shared/data/sst5", "tfds:glue/sst2", 3]}
     ) == {"a": ["x.csv", "../shared/data/sst5", "tfds:glue/sst2", 3]}
@@ -300,6 +302,9 @@ def test_commit_names_the_checkout(tmp_path):
         copy.write_text((ROOT / "distill_jax" / name).read_text())
     assert commit() == "unknown"
     git("init", "-q")
+    git("add", "results")
+    git("commit", "-q", "-m", "not of this package")
+    assert commit() == "unknown"
     git("add", ".")
     git("commit", "-q", "-m", "first")
     assert re.fullmatch("[0-9a-f]{7,}", commit())
