@@ -371,6 +371,30 @@ def test_further_fields_bring_the_accuracies_along(accuracies, more, kept):
     assert list(row)[-1] == "data"
 
 
+@pytest.mark.parametrize("name", ["compare", "active_learning"])
+def test_committed_rows_are_built_again_to_the_digit(name, monkeypatch):
+    told = ("device", "commit", "command")
+    for field in told:
+        monkeypatch.setattr(results, field, lambda: "elsewhere")
+    derived = "accuracy_mean accuracy_sd num_inits num_seeds relative_accuracy".split()
+    derived += ["examples_per_class", "fraction_of_train", *told]
+    rows = results.read(ROOT / "results" / f"{name}.jsonl")
+    assert rows
+    for row in rows:
+        facts = {k: v for k, v in row.items() if k not in derived}
+        full, majority = facts.pop("full_accuracy_mean"), facts.pop("majority_accuracy")
+        n = row.examples  # none of the majority: any C and N give 0
+        again = results.build(
+            num_classes=round(n / row.examples_per_class) if n else 2,
+            num_train=round(n / row.fraction_of_train) if n else 2,
+            full=full,
+            majority=majority,
+            **facts,
+        )
+        assert list(again) == list(row)
+        assert again == row | dict.fromkeys(told, "elsewhere")
+
+
 def test_a_row_with_a_field_of_no_schema_is_not_built():
     with pytest.raises(ValueError, match="unknown fields: colour"):
         built([0.5], colour=1)
