@@ -242,7 +242,7 @@ def made_rows(
     of_seeds = []
     for seed in range(p.seed, p.seed + group.num_seeds):
         sets = method(task, group.examples_per_class, seed)
-        several = isinstance(sets, list | tuple) and not isinstance(sets, TrainingSet)
+        several = isinstance(sets[0], TrainingSet)
         of_seeds.append(list(sets) if several else [as_set(task, sets)])
     compute = (time.perf_counter() - began) / group.num_seeds
     before = [sets[0].seconds for sets in of_seeds if sets[0].seconds is not None]
