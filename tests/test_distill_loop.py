@@ -261,7 +261,7 @@ def test_several_bad_gradients_in_a_row_stop_the_run(tmp_path):
         tiny.run(tmp_path, **blown_up(lambda step: step >= 7))
     said = str(stopped.value)
     assert "not finite for 5 meta-steps in a row (to step 12)" in said
-    assert "of x, y_logits, raw_lr; meta_loss nan, largest inner step size 0." in said
+    assert "of x, y_logits, raw_lr; meta_loss nan, largest inner step size 1." in said
     assert "Lower the first inner step size, clip" in said
     assert f"The checkpoint of step 6 is in {tmp_path}" in said
     assert latest_step(tmp_path) == 6
