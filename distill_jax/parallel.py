@@ -52,11 +52,12 @@ class MetaSteps(NamedTuple):
     Attributes:
         place: `(train) -> train`, on the devices; done once, since `run` would copy
             what lies elsewhere at each call.
-        run: `(state, key, rows [K, R], n, train, num_inits) -> (state, infos [K])`:
+        run: `(state, key, rows [K, R], n, train, num_inits) -> (state, infos)`:
             takes n <= K meta-steps. That with number k, which the state counts, draws
             its theta_0 from `split(fold_in(key, k), num_inits)`; the real batch of the
-            i-th taken is the rows `rows[i]` of `train`. Infos from the n-th on mean
-            nothing, if there are any. One program serves any n.
+            i-th taken is the rows `rows[i]` of `train`. The infos are stacked `[K]`, or
+            a list, see `fetched`. It does not wait for the device. One program serves
+            any n.
     """
 
     place: Callable[[Batch], Batch]
@@ -133,10 +134,18 @@ def meta_steps(
         for taken in np.asarray(rows, np.int32)[:n]:
             state, info = compiled(num_inits)(state, key, taken, train)
             infos.append(info)
-        infos = jax.device_get(infos)
-        return state, jax.tree.map(lambda *a: np.stack(a), *infos)
+        return state, infos
 
     return MetaSteps(_placing(how, devices), run if looped else run_queued)
+
+
+def fetched(infos: Any, n: int) -> list[MetaInfo]:
+    """The infos of n meta-steps on the host, one for each; waits for the device."""
+    infos = jax.device_get(infos)
+    if isinstance(infos, list):
+        return infos[:n]
+    leaves, structure = jax.tree.flatten(infos)
+    return [structure.unflatten(one) for one in zip(*leaves, strict=True)][:n]
 
 
 def jit_meta_step(objective, init_fn, meta_tx, *, devices=None, sequential=False):

@@ -18,6 +18,7 @@ import pytest
 from distill_jax.core import meta_init, meta_step, unroll
 from distill_jax.parallel import (
     PARALLEL,
+    fetched,
     first_says,
     is_first_process,
     join,
@@ -169,10 +170,9 @@ def many(how, devices, dtype, sizes, looped, K=4):
         rows = np.zeros((K, 8), int)
         rows[:n] = [next_rows(done + i) for i in range(n)]
         state, some = run(state, jax.random.key(0), rows, n, train, N)
-        infos.append(jax.tree.map(lambda a, n=n: a[:n], jax.device_get(some)))
+        infos += fetched(some, n)
         done += n
-    infos = jax.tree.map(lambda *a: np.concatenate(a), *infos)
-    return jax.device_get(state), infos
+    return jax.device_get(state), jax.tree.map(lambda *a: np.stack(a), *infos)
 
 
 @cache
