@@ -254,14 +254,23 @@ def settings(group: type, values: Mapping[str, Any], base: Any = None) -> Any:
     for field in _fields(group):
         if isinstance(found.get(field.name), list | tuple):
             found[field.name] = parsed(found[field.name])
-    try:
+    with in_words_of_flags(group):
         return dataclasses.replace(base if base is not None else group(), **found)
-    except ValueError as error:
-        flag = {python: name for name, python in names.items()}
-        pattern = rf"(?<![\w-])({'|'.join(map(re.escape, flag))})(?= must|=)"
-        raise ValueError(
-            re.sub(pattern, lambda m: f"--{flag[m[1]]}", str(error))
-        ) from None
+
+
+@contextmanager
+def in_words_of_flags(*groups: type) -> Iterator[None]:
+    """Errors that name a setting of these name its flag instead."""
+    flag = {f.name: flag_of(f) for group in groups for f in _fields(group)}
+    try:
+        yield
+    except (ValueError, ArithmeticError) as error:
+        pattern = rf"(?<![\w-])({'|'.join(map(re.escape, flag))})(?= must|=| ')"
+        told = re.sub(pattern, lambda m: f"--{flag[m[1]]}", str(error))
+        if told == str(error):
+            raise
+        kind = ValueError if isinstance(error, ValueError) else ArithmeticError
+        raise kind(told) from error
 
 
 def recipe_of(values: Mapping[str, Any], model: str) -> Recipe:
