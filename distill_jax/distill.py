@@ -6,7 +6,6 @@ host's side of a run.
 
 import dataclasses
 import inspect
-import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -79,14 +78,15 @@ class Distillation:
 def distill(
     task: Task,
     recipe: Recipe | None = None,
-    examples_per_class: int = 10,
+    examples_per_class: float = 10,
     *,
     examples: int = 0,
     seed: int = 0,
     folder: str | Path | None = None,
     devices: parallel.Devices = None,
     how: str = "jit",
-    report: Callable[[loop.Progress], None] | None = None,
+    report: Callable[[loop.Progress], None] = lambda progress: None,
+    progress: bool = True,
     setup: "Setup | None" = None,
 ) -> Distillation:
     """Learns a set of sentences, and goes on with what is in `folder`.
@@ -100,7 +100,8 @@ def distill(
         folder: of the checkpoints; nothing is saved where it is None.
         devices: that share the theta_0 of a meta-step; see `parallel.listed`.
         how: `jit`, `pmap` or `shard_map`.
-        report: told of the progress; a progress bar on stderr unless given.
+        report: told of the progress.
+        progress: show it as a bar on stderr too.
         setup: from `build`, if it is there already; it is used up.
 
     Returns:
@@ -113,17 +114,17 @@ def distill(
             as `loop.distill`.
     """
     recipe = recipe or best_recipe(task.model_name)
-    n = examples or examples_per_class * task.num_classes
+    n = examples or task.num_examples(examples_per_class)
     setup = setup or build(
         task, recipe, start_of(task, recipe, n, seed), seed, devices=devices, how=how
     )
     began, state = time.perf_counter(), setup.state
     resumes = folder is not None and checkpoints.latest_step(folder) is not None
     if recipe.start.warm_steps and not resumes:
-        bar = _warm_bar if report is None else iter
+        bar = _warm_bar if progress else iter
         state = setup.begin(warmed(task, recipe, setup.start, seed, bar))
     steps = recipe.meta.steps
-    with Reporter(steps, recipe.meta.inits, report) as told:
+    with Reporter(steps, recipe.meta.inits, report, shown=progress) as told:
         result = loop.distill(
             setup.step,
             state,
@@ -436,16 +437,20 @@ def _objective(task: Task, recipe: Recipe, start: Distilled, inner_tx) -> Object
         make = resolve(inner.windows, WINDOWS, "windows")
         settings |= {"window": inner.window, "earliest": inner.window_earliest}
         return make(task.loss_fn, **settings)
-    name = meta.objective
+    name, given = meta.objective, dict(meta.objective_settings)
     if isinstance(name, str):
-        takes = inspect.signature(objectives.get(name).make).parameters
-        settings = {k: v for k, v in settings.items() if k in takes}
-        settings |= meta.objective_settings
-        return objectives.make(name, task.model, loss_fn=task.loss_fn, **settings)
+        given |= _taken(objectives.get(name).make, settings)
+        return objectives.make(name, task.model, loss_fn=task.loss_fn, **given)
     make = resolve(name, {}, "objective")
-    takes = inspect.signature(make).parameters
-    settings = {k: v for k, v in settings.items() if k in takes}
-    return make(task.loss_fn, **settings | dict(meta.objective_settings))
+    return make(task.loss_fn, **given | _taken(make, settings))
+
+
+def _taken(make: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that a maker of objectives takes."""
+    parameters = inspect.signature(make).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return settings
+    return {name: value for name, value in settings.items() if name in parameters}
 
 
 def fingerprint(task: Task, recipe: Recipe, n: int, seed: int) -> dict[str, Any]:
@@ -454,6 +459,27 @@ def fingerprint(task: Task, recipe: Recipe, n: int, seed: int) -> dict[str, Any]
     for part, settings in recipe.described.items():
         told |= {f"{part}.{name}": value for name, value in settings.items()}
     return told
+
+
+def check_same_run(
+    folder: str | Path, setup: Setup, settings: dict[str, Any], num_inits: int
+) -> None:
+    """Refuses a checkpoint of another run, before anything is compiled.
+
+    Args:
+        folder: of the checkpoints.
+        setup: from `build`.
+        settings: from `fingerprint`.
+        num_inits: theta_0 in a meta-step.
+
+    Raises:
+        ValueError: naming the setting that differs; as `checkpoints.restore`.
+    """
+    if checkpoints.latest_step(folder) is not None:
+        key = jax.random.key_data(jax.random.key(settings["seed"])).tolist()
+        like = {"state": setup.state, "best": setup.state.distilled}
+        facts = {"num_inits": num_inits, "key": key}
+        checkpoints.restore(folder, like, settings | facts)
 
 
 def timed(task: Task, recipe: Recipe, setup: Setup) -> tuple[float, float]:
@@ -488,30 +514,34 @@ def _warm_bar(steps: Iterable[int]) -> Iterable[int]:
 
 
 class Reporter:
-    """Passes progress on; without somewhere to, shows a bar on stderr.
+    """Passes progress on, and shows it as a bar on stderr.
 
     Args:
         steps, inits: of the run.
         report: where it goes.
+        shown: whether there is a bar.
     """
 
-    def __init__(self, steps: int, inits: int, report: Callable | None = None):
-        self.steps, self.inits, self.report = steps, inits, report
+    def __init__(self, steps: int, inits: int, report: Callable, *, shown: bool):
+        self.steps, self.inits, self.report, self.shown = steps, inits, report, shown
 
     def __enter__(self) -> Callable[[loop.Progress], None]:
-        self.bar = None
-        if self.report is not None:
-            return self.report
         from tqdm import tqdm
 
-        self.bar = tqdm(total=self.steps, unit="step", mininterval=1.0, file=sys.stderr)
+        self.bar = tqdm(
+            total=self.steps, unit="step", mininterval=1.0, disable=not self.shown
+        )
         self.accuracy, self.first, self.began = None, None, time.perf_counter()
-        return self._show
+        return self._told
+
+    def _told(self, progress: loop.Progress) -> None:
+        self.report(progress)
+        if self.shown:
+            self._show(progress)
 
     def _show(self, progress: loop.Progress) -> None:
         if self.first is None:  # a resumed run begins where it was left
             self.first = self.bar.n = progress.step
-        self.bar.update(progress.step - self.bar.n)
         rate = (progress.step - self.first) * self.inits
         shown = {"theta_0/s": f"{rate / (time.perf_counter() - self.began):.1f}"}
         if progress.meta_loss is not None:
@@ -524,11 +554,11 @@ class Reporter:
             shown["best"] = f"{progress.best_accuracy:.1%}"
         if progress.skipped_in_a_row:
             shown["skipped"] = str(progress.skipped_in_a_row)
-        self.bar.set_postfix(shown)
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(progress.step - self.bar.n)
 
     def __exit__(self, *error):
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
 
 __all__ = [
@@ -536,6 +566,7 @@ __all__ = [
     "Distillation",
     "Setup",
     "at_most",
+    "check_same_run",
     "build",
     "distill",
     "fingerprint",

@@ -223,3 +223,21 @@ def over_devices(one, devices=None):
         return lax.map(lambda key: one(key, *args), keys)
 
     return jax.jit(run)
+
+
+def parse_devices(text):
+    return (
+        None
+        if not text
+        else list(jax.devices())
+        if text == "all"
+        else jax.devices()[: int(text)]
+    )
+
+
+def join(*a):
+    initialize_distributed(*a)
+
+
+def is_first_process():
+    return jax.process_index() == 0

@@ -22,33 +22,12 @@ from distill_jax.active import Rounds, Training, annotation
 from distill_jax.compare import duration
 from distill_jax.progress import Bars
 from distill_jax.recipe import setting
-from distill_jax.report import curves, page
+from distill_jax.report import curves, page, pages
 from distill_jax.results import Result
 from distill_jax.task import Task
 
-from . import cli, pages
+from . import cli, presets
 
-PRESETS: dict[str, dict[str, Any]] = {
-    # Jacobs et al. 2021, from the authors' code, with text_cnn in the place of BERT
-    # (and a step size for it). Made for SST-5: add --dataset.
-    "jacobs2021": {
-        "model": "text_cnn",
-        "model_settings": ["dropout=0.2"],
-        "length": 50,
-        "query": "random,variation_ratio,predictive_entropy,bald",
-        "start_size": "593",
-        "query_size": "85",
-        "rounds": 0,
-        "passes": 10,
-        "epochs": 15,
-        "min_steps": 0,
-        "batch_size": 128,
-        "lr": 1e-3,
-        "select": "loss",
-        "num_inits": 1,
-        "seeds": 3,
-    },
-}
 NOTES = {
     "jacobs2021": (
         "As Jacobs et al. (2021), with these faults of its code mended: the three "
@@ -155,34 +134,33 @@ def run(
     task = corpus.task(say, prepare=lambda found: _pooled(found, corpus, asking, say))
     shared = {"rounds": rounds, "training": training, "report": Bars()}
     shared |= {"full": asking.full and asking.oracle == "simulated"}
-    with cli.in_words_of_flags(*GROUPS):
-        plan = active.plan(task, rounds, asking.names)
-        if preset in NOTES:
-            say(NOTES[preset])
-        say(_planned(task, plan, asking, rounds, training))
-        seconds = active.estimate(task, asking.names, seeds=asking.seeds, **shared)
-        told = "without what the queries themselves compute"
-        say(f"Estimate: {duration(seconds)}, {told}.")
-        if dry_run:
-            return []
-        if overwrite:
-            _remove(out)
-        try:
-            found = active.learning_curves(
-                task,
-                {name: name for name in asking.names},
-                range(corpus.seed, corpus.seed + asking.seeds),
-                partial(_oracle, asking, task, out),
-                folder=out,
-                rows=rows,
-                config=dataclasses.asdict(corpus) | dataclasses.asdict(asking),
-                preset=preset,
-                say=say,
-                **shared,
-            )
-        except annotation.AwaitingLabels as waiting:
-            say(f"\n{waiting}")
-            return []
+    plan = active.plan(task, rounds, asking.names)
+    if preset in NOTES:
+        say(NOTES[preset])
+    say(_planned(task, plan, asking, rounds, training))
+    seconds = active.estimate(task, asking.names, seeds=asking.seeds, **shared)
+    told = "without what the queries themselves compute"
+    say(f"Estimate: {duration(seconds)}, {told}.")
+    if dry_run:
+        return []
+    if overwrite:
+        _remove(out)
+    try:
+        found = active.learning_curves(
+            task,
+            {name: name for name in asking.names},
+            range(corpus.seed, corpus.seed + asking.seeds),
+            partial(_oracle, asking, task, out),
+            folder=out,
+            rows=rows,
+            config=dataclasses.asdict(corpus) | dataclasses.asdict(asking),
+            preset=preset,
+            say=say,
+            **shared,
+        )
+    except annotation.AwaitingLabels as waiting:
+        say(f"\n{waiting}")
+        return []
     say("\n" + curves.table(found))
     with pages.after_rows(rows, "the same command with --resume"):
         figure = curves.draw(out / "curves.png", found)
@@ -254,10 +232,13 @@ def main(argv: list[str]) -> None:
     f = flags.FLAGS
     with cli.told_in_a_line(
         argv,
-        "experiments.active_learning",
+        "active_learning",
         stopped="add --resume to go on from the last round",
     ):
-        values, corpus = cli.given(PRESETS), Path(f.dataset).name.replace(":", "-")
+        values, corpus = (
+            cli.given(presets.ACTIVE),
+            Path(f.dataset).name.replace(":", "-"),
+        )
         parts = ["active", corpus, values.get("model", "bag"), cli.preset()]
         run(
             values,
@@ -273,7 +254,7 @@ def main(argv: list[str]) -> None:
 
 def define_flags() -> None:
     """The flags of this experiment."""
-    cli.define(*GROUPS, presets=PRESETS)
+    cli.define(*GROUPS, presets=presets.ACTIVE)
     cli.define_run("active_learning", resumes=True, page=True)
 
 

@@ -18,7 +18,7 @@ from distill_jax.loop import Interrupted
 from distill_jax.report import verdict
 from experiments import cells, compare, fitting, recipe, running, tables
 from experiments.scoring import Cell, cell_of
-from tests.test_rows import compare_row
+from tests.test_results import compare_row
 
 ROOT = Path(__file__).parents[1]
 TINY = {
