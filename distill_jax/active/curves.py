@@ -12,10 +12,11 @@ from distill_jax.active.pool import Oracle
 from distill_jax.active.rounds import Rounds, plan
 from distill_jax.active.runs import acquire, all_labels
 from distill_jax.active.training import Training
+from distill_jax.fit import majority_accuracy
 from distill_jax.names import described
 from distill_jax.results import Result
 from distill_jax.task import Task
-from distill_jax.train import Report, majority_accuracy
+from distill_jax.train import Report
 
 
 def learning_curves(

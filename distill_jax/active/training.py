@@ -19,11 +19,11 @@ from jax import lax
 
 from distill_jax.active.pool import Pool
 from distill_jax.active.scoring import Score, Scored, Scorers, score_with, scorers
+from distill_jax.fit import accuracy, fit, mean_loss, part_of
 from distill_jax.names import resolve
 from distill_jax.queries import Query
 from distill_jax.recipe import setting
 from distill_jax.task import Task, in_chunks
-from distill_jax.train import accuracy, fit, mean_loss, part_of
 from distill_jax.types import Batch, LossFn, Params
 
 # Where the network of a round starts from: (fresh theta_0, network before) -> theta_0
@@ -270,7 +270,8 @@ class Learner:
         if before is not None:
             warm = resolve(settings.warm_start, WARM_STARTS, "warm_start")
             starts = warm(starts, before)
-        labels, found = np.asarray(pool.labels), []
+        # On the host: each slice of a device's array would be a program of its own.
+        starts, labels, found = jax.device_get(starts), np.asarray(pool.labels), []
         report(0, R)
         for r in range(R):
             order = shuffled(items, order_keys[r], settings, self.most)
@@ -286,9 +287,9 @@ class Learner:
                     f"training on {len(items)} items gave no finite loss in "
                     f"{settings.epochs} epochs: lower lr={settings.lr}"
                 )
-            found.append(fitted.theta)
+            found.append(jax.device_get(fitted.theta))
             report(r + 1, R)
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
 
     def score_with(self, query: Query, passes: int) -> Score:
         """Scores the pool with the first of the networks, as the query needs."""
