@@ -1,6 +1,7 @@
 """Active learning as a library: scoring a pool, training, and the loop."""
 
 import dataclasses
+import shutil
 from functools import cache
 
 import jax
@@ -9,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from distill_jax import active, losses
+import distill_jax as dj
+from distill_jax import active, losses, results
 from distill_jax.models import MODELS
 from distill_jax.queries import QUERIES, Query
 from distill_jax.task import one_hot_batch, padded
@@ -592,3 +594,190 @@ def test_your_own_query_works_too():
     run.query = Query(lowest, passes=0, features=False)
     pool = run.go(report=None)
     assert np.flatnonzero(pool.acquired_round == 1).tolist() == [1, 2, 3, 4, 5, 6]
+
+
+# A task
+
+
+ROUNDS = active.Rounds(start_size=6, query_size="5%", rounds=2, passes=3)
+TRAINING = active.Training(epochs=3, min_steps=30, num_inits=2)
+
+
+def sentences(wrong: int = 0) -> tuple[list[str], list[str]]:
+    """Made-up news, told apart by their words; the first have another's label."""
+    r = np.random.default_rng(2)
+    words = {
+        "sport": "team game goal won".split(),
+        "money": "bank share cost tax".split(),
+    }
+    common = [f"w{i}" for i in range(40)]
+    labels = [("sport", "money")[i % 2] for i in range(150)]
+    texts = [" ".join([*r.choice(words[y], 2), *r.choice(common, 4)]) for y in labels]
+    return texts, [
+        {"sport": "money"}.get(y, y) if i < wrong else y for i, y in enumerate(labels)
+    ]
+
+
+@cache
+def task(wrong: int = 0) -> dj.Task:
+    settings = {"length": 8, "hidden": 8, "dropout": 0.3}
+    return dj.make_task(sentences(wrong), "bag", embedder="random", **settings)
+
+
+def arrays_of(found: active.Acquired) -> bytes:
+    pool = b"".join(
+        getattr(found, f.name).tobytes() for f in dataclasses.fields(active.Pool)
+    )
+    rounds = [{k: v for k, v in h.items() if k != "seconds"} for h in found.history]
+    return pool + repr((rounds, found.asked)).encode()
+
+
+def test_a_task_is_labelled_in_rounds():
+    told, N = [], len(task().train.y)
+    found = dj.acquire(
+        task(), "bald", rounds=ROUNDS, training=TRAINING, on_round=told.append
+    )
+    size = round(0.05 * N)
+    numbers = [6, 6 + size, 6 + 2 * size]
+    assert [one["num_labelled"] for one in found.history] == numbers
+    assert [one["round"] for one in found.history] == [0, 1, 2]
+    assert found.history == told
+    assert found.labelled.sum() == numbers[-1] == len(found.asked)
+    ids = [item["id"] for item in found.asked]
+    assert sorted(ids) == np.flatnonzero(found.labelled).tolist()
+    assert (found.labels[ids] == task().labels[ids]).all()
+    for one in found.history:
+        assert len(one["accuracies"]) == 2 and all(
+            0 <= a <= 1 for a in one["accuracies"]
+        )
+    texts = [task().dataset.train.texts[i] for i in ids]
+    assert found.history[-1]["bytes"] == sum(map(len, texts))
+    other = dj.acquire(task(), "random", rounds=ROUNDS, training=TRAINING)
+    assert other.history[0]["accuracies"] == found.history[0]["accuracies"]
+    assert [a["id"] for a in other.asked[:6]] == ids[:6]
+
+
+def test_your_own_query_network_and_oracle():
+    def first(context, n, key):
+        from distill_jax.queries import Picked
+
+        assert context.features is not None and context.features.shape[1] == 4
+        return Picked(np.flatnonzero(~context.labelled)[:n], np.zeros(n), 0)
+
+    def my_net(vectors, num_classes, *, scale=1.0):
+        def read(params, x, mask):
+            return jnp.tanh(scale * x.sum(1) @ params["in"])
+
+        def apply(params, x, mask, *, key=None):
+            return read(params, x, mask) @ params["out"]
+
+        def init(key):
+            shapes = {"in": (vectors.shape[1], 4), "out": (4, num_classes)}
+            return {
+                k: jax.random.normal(key, s, vectors.dtype) for k, s in shapes.items()
+            }
+
+        return Model(init, lambda p, tokens: vectors[tokens], apply, features=read)
+
+    asked = []
+
+    def everything_is_money(ids):
+        asked.append(ids.tolist())
+        return np.zeros(len(ids), int)
+
+    mine = dj.make_task(sentences(), my_net, embedder="random", length=8, scale=0.1)
+    found = dj.acquire(
+        mine,
+        dj.named("first", Query(first, passes=0, features=True)),
+        everything_is_money,
+        rounds=dataclasses.replace(ROUNDS, start=[9, 7]),
+        training=TRAINING,
+    )
+    size = (len(mine.train.y) + 10) // 20
+    assert asked[0] == [7, 9] and asked[1][:3] == [0, 1, 2] and len(asked) == 3
+    assert found.labels[found.labelled].tolist() == [0] * (2 + 2 * size)
+    assert [len(one["accuracies"]) for one in found.history] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("warm_start", ["none", "weights"])
+def test_a_run_in_a_folder_goes_on_and_is_told_by_its_content(tmp_path, warm_start):
+    settings = {"rounds": ROUNDS, "seed": 4}
+    settings["training"] = dataclasses.replace(TRAINING, warm_start=warm_start)
+    unbroken = dj.acquire(task(), "margin", **settings)
+    calls = []
+
+    def tired(ids):
+        calls.append(len(ids))
+        if len(calls) in (1, 3):
+            raise TimeoutError("no answer")
+        return task().labels[ids]
+
+    for count in (1, 3):
+        with pytest.raises(TimeoutError):
+            dj.acquire(task(), "margin", tired, folder=tmp_path, **settings)
+        assert len(calls) == count
+    found = dj.acquire(task(), "margin", tired, folder=tmp_path, **settings)
+    assert len(calls) == 5 and arrays_of(found) == arrays_of(unbroken)
+    again = dj.acquire(task(), "margin", tired, folder=tmp_path, **settings)
+    assert len(calls) == 5 and arrays_of(again) == arrays_of(unbroken)
+    assert (tmp_path / "asked.csv").read_text().count("\n") == len(found.asked) + 1
+    with pytest.raises(ValueError, match="another run: data was"):
+        dj.acquire(task(3), "margin", tired, folder=tmp_path, **settings)
+    with pytest.raises(ValueError, match="another run: query was 'margin', now 'bald'"):
+        dj.acquire(task(), "bald", tired, folder=tmp_path, **settings)
+    with pytest.raises(ValueError, match="another run: oracle was 'tired', now {'ans"):
+        dj.acquire(task(), "margin", folder=tmp_path, **settings)
+    with pytest.raises(ValueError, match="another run: lr was absent, now 0.1"):
+        settings["training"] = dataclasses.replace(settings["training"], lr=0.1)
+        dj.acquire(task(), "margin", tired, folder=tmp_path, **settings)
+
+
+def test_curves_are_rows_and_are_written_once(tmp_path):
+    queries, said = {"chance": "random", "mine": dj.named("m", QUERIES["bald"])}, []
+    places = {"folder": tmp_path, "rows": tmp_path / "rows.jsonl"}
+    settings = {"rounds": ROUNDS, "training": TRAINING, "config": {"why": "test"}}
+    rows = active.learning_curves(
+        task(), queries, [0, 5], **settings, **places, say=said.append
+    )
+    cells = [(row.method, row.seed, row["round"]) for row in rows]
+    order = [(n, s, r) for s in (0, 5) for n in queries for r in range(3)]
+    assert cells == order and results.read(places["rows"]) == rows
+    everything = active.all_labels(task(), training=TRAINING)
+    for row in rows:
+        assert row["data"] == task().sha256 and row["config"]["why"] == "test"
+        assert row["config"]["query_size"] == "5%" and row["config"]["epochs"] == 3
+        assert row["full_accuracy_mean"] == everything.mean()
+    assert "All " in said[0] and "chance, seed 0, round 0: 6 labels" in said[1]
+    # Also by one that was killed before it could note that it was done.
+    content = places["rows"].read_bytes()
+    for folder in tmp_path.glob("mine-5/checkpoints/step_3"):
+        shutil.rmtree(folder)
+    again = active.learning_curves(task(), queries, [0, 5], **settings, **places)
+    assert [row["accuracies"] for row in again] == [row["accuracies"] for row in rows]
+    assert places["rows"].read_bytes() == content
+
+
+def test_training_that_diverges_says_what_to_do():
+    training = dataclasses.replace(TRAINING, lr=1e30, select="loss")
+    with pytest.raises(ArithmeticError, match="no finite loss in 3 epochs: lower lr"):
+        dj.acquire(task(), "random", rounds=ROUNDS, training=training)
+
+
+def test_progress_is_told():
+    told = []
+    active.all_labels(task(), training=TRAINING, report=lambda *now: told.append(now))
+    assert told == [("all labels", done, 2) for done in range(3)]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"min_steps": -1}, "min_steps must not be negative, got -1"),
+        ({"select": "luck"}, "select must be accuracy or loss, got 'luck'"),
+        ({"warm_start": "hot"}, "unknown warm_start 'hot'; known: none"),
+    ],
+)
+def test_training_that_makes_no_sense(changes, message):
+    with pytest.raises(ValueError, match=message):
+        active.Training(**changes)

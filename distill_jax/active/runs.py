@@ -138,7 +138,7 @@ def estimate(
     planned, N = plan(task, rounds, queries), len(task.train.y)
     learner = learner_of(task, training, N if full else planned.num_labels[-1])
     R, key = training.num_inits, jax.random.key(0)
-    thetas = learner.init(jax.random.split(key, R))
+    thetas = jax.device_get(learner.init(jax.random.split(key, R)))
     rows = np.zeros((training.epochs * learner.most, training.batch_size), np.int32)
     done, total = 0, 3 + len(queries)
 
@@ -280,7 +280,7 @@ class _Run:
     def _measured(self, now: Round) -> dict[str, Any]:
         self.network = now.network
         accuracies = np.asarray(self.learner.accuracies(now.network), float)
-        ids, texts = np.flatnonzero(now.pool.labelled), self._texts
+        ids, texts = np.flatnonzero(now.pool.labelled).tolist(), self._texts
         picked, tied = now.picked, None
         if picked is not None:
             if self.query.passes:
