@@ -84,7 +84,7 @@ def distill(
     seed: int = 0,
     folder: str | Path | None = None,
     devices: parallel.Devices = None,
-    how: str = "jit",
+    how: str | None = None,
     report: Callable[[loop.Progress], None] = lambda progress: None,
     progress: bool = True,
     setup: "Setup | None" = None,
@@ -99,7 +99,7 @@ def distill(
         seed: of everything random.
         folder: of the checkpoints; nothing is saved where it is None.
         devices: that share the theta_0 of a meta-step; see `parallel.listed`.
-        how: `jit`, `pmap` or `shard_map`.
+        how: `jit`, `pmap` or `shard_map`; as fits the devices unless given.
         report: told of the progress.
         progress: show it as a bar on stderr too.
         setup: from `build`, if it is there already; it is used up.
@@ -126,9 +126,10 @@ def distill(
     steps = recipe.meta.steps
     with Reporter(steps, recipe.meta.inits, report, shown=progress) as told:
         result = loop.distill(
-            setup.step,
+            setup.steps,
             state,
-            setup.next_batch,
+            setup.next_rows,
+            setup.train,
             setup.validate,
             loop.Schedule(
                 steps,
@@ -236,19 +237,21 @@ class Setup:
     """What learns from a task, compiled at its first use.
 
     Attributes:
-        step: `(state, keys [N], batch) -> (state, info)`; donates the state.
+        steps: many meta-steps in a dispatch.
         start: the distilled data before the first meta-step.
         state: the state then.
         begin: the same from other distilled data.
-        next_batch: the real batch of a meta-step, by its number.
+        train: the real examples, on the devices.
+        next_rows: those of the real batch of a meta-step, by its number.
         validate: `(distilled, key) -> accuracy`, where the best step is chosen.
     """
 
-    step: parallel.StepFn
+    steps: parallel.MetaSteps
     start: Distilled
     state: MetaState
     begin: Callable[[Distilled], MetaState]
-    next_batch: Callable[[int], Batch]
+    train: Batch
+    next_rows: Callable[[int], np.ndarray]
     validate: Callable[[Distilled, jax.Array], float]
 
 
@@ -260,7 +263,7 @@ def build(
     *,
     traced: bool = False,
     devices: parallel.Devices = None,
-    how: str = "jit",
+    how: str | None = None,
 ) -> Setup:
     """Puts together what learns from a task.
 
@@ -289,22 +292,24 @@ def build(
     # Seeds of a recipe, and trials of a tuner, share what is compiled.
     same = [recipe.described, start.raw_lr.shape, start.ragged, traced, how]
     same += [None if meta.theta_0 == "random" else seed, str(devices)]
-    step = task.once(
-        ("meta-step", digest(described(same))),
-        lambda: parallel.PARALLEL[how](
+    steps = task.once(
+        ("meta-steps", digest(described(same))),
+        lambda: parallel.meta_steps(
             _objective(task, recipe, start, inner_tx),
             init_fn,
             tx,
             devices=devices,
+            how=how,
             sequential=jax.default_backend() == "cpu",
         ),
     )
-    train = task.once("real", lambda: jax.tree.map(np.asarray, _frozen_train(task)))
+    train = task.once(
+        ("real", how, str(devices)), lambda: steps.place(_frozen_train(task))
+    )
 
-    def next_batch(step_number: int) -> Batch:
-        rng = np.random.default_rng([seed, step_number])
-        rows = rng.choice(N, meta.real_batch, replace=False)
-        return take(train, rows)
+    def next_rows(step: int) -> np.ndarray:
+        rng = np.random.default_rng([seed, step])
+        return rng.choice(N, meta.real_batch, replace=False)
 
     native = task.once(
         ("validate", digest(described([recipe.inner.optimizer, *same[-2:]]))),
@@ -321,7 +326,7 @@ def build(
     def begin(distilled: Distilled) -> MetaState:
         return core.meta_init(tx, distilled)
 
-    return Setup(step, start, begin(start), begin, next_batch, validate)
+    return Setup(steps, start, begin(start), begin, train, next_rows, validate)
 
 
 def _fixed(init_fn: InitFn, seed: int, key: jax.Array) -> Any:
@@ -373,8 +378,8 @@ def warmed(
     state = jax.tree.map(jnp.array, setup.state)  # the step donates it, not the start
     key = jax.random.fold_in(jax.random.key(seed), 4)
     for k in shown(range(given.warm_steps)):
-        keys = jax.random.split(jax.random.fold_in(key, k), 1)
-        state, _ = setup.step(state, keys, setup.next_batch(k))
+        rows = setup.next_rows(k)[None]
+        state, _ = setup.steps.run(state, key, rows, 1, setup.train, 1)
     return state.distilled
 
 
@@ -489,12 +494,14 @@ def timed(task: Task, recipe: Recipe, setup: Setup) -> tuple[float, float]:
         Seconds of the whole run without compiling, and of one meta-step.
     """
     meta = recipe.meta
-    keys, batch = jax.random.split(jax.random.key(0), meta.inits), setup.next_batch(0)
+    key = jax.random.key(0)
+    rows = np.stack([setup.next_rows(0)] * loop.REPORT_EVERY)  # as the run compiles it
 
     def one() -> float:
         copy = jax.tree.map(jnp.array, setup.state)
         began = time.perf_counter()
-        jax.block_until_ready(setup.step(copy, keys, batch))
+        run = setup.steps.run(copy, key, rows, 1, setup.train, meta.inits)
+        jax.block_until_ready(run)
         return time.perf_counter() - began
 
     one()

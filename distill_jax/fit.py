@@ -280,17 +280,20 @@ class Trainer:
     """Trains and scores many networks of one task; compiles once for each n.
 
     On CPU one after the other on each device, which is the fastest there; elsewhere
-    many at once.
+    `width` at once.
     """
 
-    def __init__(self, task: Task, devices: parallel.Devices = None):
+    def __init__(
+        self, task: Task, devices: parallel.Devices = None, width: int | None = None
+    ):
         def train(data, key, order, lr, stops):
             init_key, _ = jax.random.split(key)
             theta_0, tx = task.model.init(init_key), optax.adam(lr)
             return fit(task.loss_fn, data, order, theta_0, tx, stops)[1]
 
         self.devices = parallel.listed(devices)
-        self.width = 1 if self.devices[0].platform == "cpu" else _WIDTH
+        on_cpu = self.devices[0].platform == "cpu"
+        self.width = width or (1 if on_cpu else _WIDTH)
         score: Callable = partial(accuracy, task.model)
         if self.width > 1:
             train = jax.vmap(train, (0, 0, 0, 0, None))
@@ -328,6 +331,7 @@ class Trainer:
             chunks: the real text to score on, from `task.padded`.
             report: told how many networks are done.
         """
+        total, jobs = len(jobs), parallel.dealt(jobs)
         several = len(self.devices) > 1
         scored_on = [
             jax.device_put(chunks, d) if several else chunks for d in self.devices
@@ -362,7 +366,8 @@ class Trainer:
                 fetch()
         while pending:
             fetch()
-        return np.concatenate(found)
+        mine = np.concatenate([np.zeros((0, 2)), *found])
+        return parallel.collected(mine, total)
 
     def _each(self, thetas, stops, chunks):
         """Scores after each stop; the first is not taken where they are equal."""

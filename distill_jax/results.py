@@ -270,7 +270,8 @@ def read(path: str | Path) -> list[Result]:
 def commit() -> str:
     """Short hash of this checkout, "+dirty" if code differs from it, or "unknown".
 
-    Files under `results` do not count: appending a row must not taint the next.
+    Files under `results` do not count: appending a row must not taint the next. A
+    package that is installed in someone else's checkout does not take its hash.
     """
     here = Path(__file__).parents[1]
 
@@ -280,6 +281,7 @@ def commit() -> str:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", str(Path(__file__)))
         head = git("rev-parse", "--short", "HEAD")
         changed = git(
             "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"
@@ -309,12 +311,12 @@ def command(argv: Sequence[str] | None = None) -> str:
     """
     program, *arguments = sys.argv if argv is None else argv
     script = Path(program)
-    folder = script.resolve().parent
-    package = Path(__file__).resolve().parent
+    folder, package = script.resolve().parent, Path(__file__).resolve().parent
     if folder == package / "experiments":  # in a wheel
         start = ["python", "-m", "distill_jax", script.stem]
     elif script.suffix == ".py" and folder.parent == package.parent:
-        start = ["python", "-m", f"{folder.name}.{script.stem}"]
+        inside = [] if script.stem == "__main__" else [script.stem]
+        start = ["python", "-m", ".".join([folder.name, *inside])]
     else:
         start = ["python", script.name]
     return shlex.join([*start, *(portable(argument) for argument in arguments)])

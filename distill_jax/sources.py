@@ -195,7 +195,7 @@ class FromRecipe:
     ways: tuple[str, ...] = ("soft", "hard", "native")
     seeds: int | None = None
     devices: Any = dataclasses.field(default=None, compare=False)
-    how: str = dataclasses.field(default="jit", compare=False)
+    how: str | None = dataclasses.field(default=None, compare=False)
 
     def __call__(self, task: Task, examples_per_class: float, seed: int):
         recipe = self.recipe or best_recipe(task.model_name)
@@ -259,7 +259,7 @@ def distilled(
     ways: Sequence[str] = ("soft", "hard", "native"),
     seeds: int | None = None,
     devices: parallel.Devices = None,
-    how: str = "jit",
+    how: str | None = None,
 ) -> FromRecipe:
     """Sentences learned anew at each budget.
 

@@ -185,16 +185,15 @@ def define_devices() -> None:
         "parallel",
         None,
         sorted(parallel.PARALLEL),
-        "How a meta-step is spread over them; pmap where there are several.",
+        "How a meta-step is spread over them: jit on one, shard_map on several.",
     )
     flags.DEFINE_string(
-        "coordinator", None, "HOST:PORT of process 0, on several hosts."
+        "coordinator",
+        None,
+        "On several hosts: HOST:PORT of process 0, or auto, what the cluster says.",
     )
     flags.DEFINE_integer("num_processes", None, "How many processes there are.")
     flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
-    flags.DEFINE_bool(
-        "distributed", False, "Join the processes that the cluster names."
-    )
     _first()
 
 
@@ -343,7 +342,7 @@ def rows_path(name: str) -> Path:
     return results.place(name, publish=f.publish, given=f.results)
 
 
-def join() -> tuple[parallel.Devices, str]:
+def join() -> tuple[parallel.Devices, str | None]:
     """Joins the other hosts, if any, and says which devices work and how.
 
     Returns:
@@ -352,11 +351,9 @@ def join() -> tuple[parallel.Devices, str]:
     from absl import flags
 
     f = flags.FLAGS
-    if f.distributed or f.coordinator is not None:
-        parallel.join(f.coordinator, f.num_processes, f.process_id)
-    devices = parallel.parse_devices(f.devices)
-    several = devices is not None and len(devices) > 1
-    return devices, f.parallel or ("pmap" if several else "jit")
+    parallel.join(f.coordinator, f.num_processes, f.process_id)
+    default = "all" if f.coordinator else None
+    return parallel.parse_devices(f.devices or default), f.parallel
 
 
 def compile_cache(folder: str | Path) -> None:

@@ -14,12 +14,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_jax.estimate import told as estimate
-from distill_jax.methods import GROUPS, named_methods
-
 import distill_jax as dj
 from distill_jax.compare import check_budgets, compare, line, plan, rows_of
 from distill_jax.data.resplit import pooled
+from distill_jax.estimate import told as estimate
+from distill_jax.methods import GROUPS, named_methods
 from distill_jax.recipe import setting
 from distill_jax.report import page, pages, verdict
 from distill_jax.results import read
@@ -77,7 +76,7 @@ def run(
     dry_run: bool = False,
     show: bool = False,
     devices: Any = None,
-    how: str = "jit",
+    how: str | None = None,
     say: Callable[[str], None] = print,
 ) -> list[dj.Result]:
     """Makes the rows that are not there yet, and compares.

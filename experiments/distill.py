@@ -65,7 +65,7 @@ def run(
     dry_run: bool = False,
     show: bool = False,
     devices: Any = None,
-    how: str = "jit",
+    how: str | None = None,
     say: Callable[[str], None] = print,
 ) -> list[dj.Result]:
     """Distils, scores everything on test, and writes it all down.

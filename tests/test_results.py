@@ -255,6 +255,8 @@ def test_machine_paths_are_cut(tmp_path, monkeypatch):
         "python -m experiments.distill --dataset=sst5 --output=runs/one '--x=a b'"
     )
     assert results.command(["/opt/bin/run.py"]) == "python run.py"
+    program = str(ROOT / "distill_jax" / "__main__.py")
+    assert results.command([program, "distill"]) == "python -m distill_jax distill"
     assert results.portable(
         {"a": ["~/data/x.csv", "../shared/data/sst5", "tfds:glue/sst2", 3]}
     ) == {"a": ["x.csv", "../shared/data/sst5", "tfds:glue/sst2", 3]}
@@ -300,6 +302,9 @@ def test_commit_names_the_checkout(tmp_path):
         copy.write_text((ROOT / "distill_jax" / name).read_text())
     assert commit() == "unknown"
     git("init", "-q")
+    git("add", "results")
+    git("commit", "-q", "-m", "not of this package")
+    assert commit() == "unknown"
     git("add", ".")
     git("commit", "-q", "-m", "first")
     assert re.fullmatch("[0-9a-f]{7,}", commit())
@@ -364,6 +369,30 @@ def test_further_fields_bring_the_accuracies_along(accuracies, more, kept):
     row = built(accuracies, data="0" * 64, **more)
     assert row.accuracies == kept
     assert list(row)[-1] == "data"
+
+
+@pytest.mark.parametrize("name", ["compare", "active_learning"])
+def test_committed_rows_are_built_again_to_the_digit(name, monkeypatch):
+    told = ("device", "commit", "command")
+    for field in told:
+        monkeypatch.setattr(results, field, lambda: "elsewhere")
+    derived = "accuracy_mean accuracy_sd num_inits num_seeds relative_accuracy".split()
+    derived += ["examples_per_class", "fraction_of_train", *told]
+    rows = results.read(ROOT / "results" / f"{name}.jsonl")
+    assert rows
+    for row in rows:
+        facts = {k: v for k, v in row.items() if k not in derived}
+        full, majority = facts.pop("full_accuracy_mean"), facts.pop("majority_accuracy")
+        n = row.examples  # none of the majority: any C and N give 0
+        again = results.build(
+            num_classes=round(n / row.examples_per_class) if n else 2,
+            num_train=round(n / row.fraction_of_train) if n else 2,
+            full=full,
+            majority=majority,
+            **facts,
+        )
+        assert list(again) == list(row)
+        assert again == row | dict.fromkeys(told, "elsewhere")
 
 
 def test_a_row_with_a_field_of_no_schema_is_not_built():

@@ -17,7 +17,7 @@ import numpy as np
 
 from distill_jax import statistics
 from distill_jax.report import markdown, verdict
-from distill_jax.results import Row, newest
+from distill_jax.results import Row, find, newest
 
 TRANSFER = "transfer"  # the preset of rows that only the third claim reads
 SHARED_SETTINGS = (
@@ -127,14 +127,10 @@ def stability(rows: Sequence[Row]) -> list[Claim]:
                 if row["examples_per_class"] == budget and row["num_seeds"] > 1
             ]
             ours = [row for row in here if row["method"] == "distilled"]
-            random = [
-                row
-                for row in here
-                if (row["method"], row["labels"]) == ("random", "hard")
-            ]
+            random = find(here, method="random", labels="hard")
             if ours and random:
                 chosen = max(ours, key=lambda row: row["config"]["validation_accuracy"])
-                ratio = sd_ratio(chosen["accuracies"], random[-1]["accuracies"])
+                ratio = sd_ratio(chosen["accuracies"], random["accuracies"])
                 answer = _answer(ratio[1], ratio[2], less_than=1.0)
                 said = "{:.2f} [{:.2f}, {:.2f}]".format(*ratio)
                 pair = Pair(dataset, budget, *ratio, answer, f"{answer}: {said}")
