@@ -4,7 +4,17 @@ Dataset distillation and active learning on text as pure functions in JAX. What 
 named here is public.
 """
 
-from distill_jax import data, gradients, losses, models, objectives, queries, selection
+from distill_jax import (
+    active,
+    data,
+    gradients,
+    losses,
+    models,
+    objectives,
+    queries,
+    selection,
+)
+from distill_jax.active import acquire
 from distill_jax.compare import compare, distilled, queried, saved, selected
 from distill_jax.core import (
     SGD,
@@ -41,6 +51,8 @@ __all__ = [
     "Start",
     "Task",
     "TrainingSet",
+    "acquire",
+    "active",
     "compare",
     "data",
     "distill",

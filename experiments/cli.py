@@ -472,5 +472,5 @@ def _as_flag(message: str) -> str:
     """A setting of the library, at the start of a message, as its flag."""
     from absl import flags
 
-    name = re.match(r"\w+(?==| must)", message)
+    name = re.match(r"\w+(?==| must| ')", message)
     return f"--{message}" if name and name[0] in flags.FLAGS else message
