@@ -11,8 +11,7 @@ step sizes it learned. The same command goes on where it was stopped.
 """
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +21,19 @@ from distill_jax.compare import compare, duration, plan, rows_of
 from distill_jax.distill import build, start_of
 from distill_jax.loop import NonFiniteMetaGradient
 from distill_jax.names import digest
-from distill_jax.recipe import Recipe, setting
+from distill_jax.recipe import setting
 from distill_jax.report import ablation_tables
 from distill_jax.report.ablation_tables import ALL_ON
 from distill_jax.results import read
-from distill_jax.sources import FromRecipe
 from distill_jax.train import Judge
+from distill_jax.variants import Variant, changed, levers
 
 from . import cli
-
-MANY = 4  # theta_0 in a meta-step, where all on has one
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is distilled, and how often."""
+    """How much is distilled, and how often."""
 
     examples_per_class: int = setting(10, "Distilled sentences of each class.")
     examples: int = setting(0, "Distilled sentences in all, instead.")
@@ -50,67 +47,8 @@ class Settings:
                 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Variant(FromRecipe):
-    """Sentences distilled by a recipe that is told apart by what all on is, too."""
-
-    base: Recipe = Recipe()
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What its row depends on."""
-        return super().settings | {"all_on": self.base.described}
-
-
 class Failed(ValueError):
     """Variants could not be distilled; the others are done."""
-
-
-def levers(base: Recipe) -> dict[str, dict[str, Any]]:
-    """The changes that switch each lever off, by the name of the variant.
-
-    Four theta_0 take a quarter of the meta-steps, so that as many networks are trained.
-    What `base` has off already is absent.
-    """
-    T = base.inner.minibatches * base.inner.passes
-    off: dict[str, dict[str, Any]] = {
-        "noise start": {"start__kind": "noise"},
-        "hard labels": {"start__labels": "hard"},
-        "step sizes not learned": {"inner__learn_lr": False},
-    }
-    if base.meta.inits > 1:
-        off["1 theta_0"] = {"meta__inits": 1}
-    else:
-        off[f"{MANY} theta_0, a quarter of the meta-steps"] = {
-            "meta__inits": MANY,
-            "meta__steps": max(1, base.meta.steps // MANY),
-        }
-    if base.inner.windows != "none":
-        off["no windows"] = {"inner__windows": "none"}
-    elif base.meta.objective == "unrolled" and T > 1:
-        W = max(1, T // 3)
-        windows = {"inner__windows": "random", "inner__window": W}
-        off[f"random windows, {W} of {T} steps"] = windows
-    off["no warm-up"] = {"start__warm_steps": 0}
-    return {k: changes for k, changes in off.items() if base.replace(**changes) != base}
-
-
-def changed(items: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A variant for each `--change`, such as `inner__lr=0.1`, called as it is.
-
-    Raises:
-        ValueError: for what is not NAME=JSON_VALUE.
-    """
-    found = {}
-    for item in items:
-        name, _, value = item.partition("=")
-        try:
-            found[item] = {name: json.loads(value)}
-        except json.JSONDecodeError:
-            raise ValueError(
-                f"--change is NAME=JSON_VALUE, such as inner__lr=0.1, got {item!r}"
-            ) from None
-    return found
 
 
 def run(
@@ -141,18 +79,13 @@ def run(
         ValueError: for settings that do not go together, before anything is compiled.
     """
     corpus, wanted = cli.settings(cli.Corpus, values), cli.settings(Settings, values)
-    protocol, base = (
-        cli.settings(dj.Protocol, values),
-        cli.recipe_of(values, corpus.model),
-    )
-    _check(base)
-    off = levers(base) | changed(values.get("change", []))
-    recipes = {ALL_ON: base}
-    for name, changes in off.items():
-        try:
-            recipes[name] = base.replace(**changes)
-        except TypeError as error:  # a word where a number belongs
-            raise ValueError(f"--change={name}: {error}") from error
+    protocol = cli.settings(dj.Protocol, values)
+    base = cli.recipe_of(values, corpus.model)
+    for name, needed in (("select_on", "validation"), ("theta_0", "random")):
+        if (got := getattr(base.meta, name)) != needed:
+            raise ValueError(f"an ablation needs --{name}={needed}, got {got}")
+    off = {ALL_ON: {}, **levers(base), **changed(base, values.get("change", []))}
+    recipes = {name: base.replace(**changes) for name, changes in off.items()}
     task = corpus.task(say)
     n = wanted.examples or wanted.examples_per_class * task.num_classes
     for recipe in recipes.values():  # raises where one does not fit
@@ -172,8 +105,8 @@ def run(
         if not rows_of(known, task, group, identity):
             done = sum(method.is_done(task, budget, seed) for seed in seeds)
         left += wanted.seeds - done
-        how_off = "".join(f" {k}={v}" for k, v in off.get(group.name, {}).items())
-        say(f"  {group.name}:{how_off} ({done} of {wanted.seeds} seeds done)")
+        told = "".join(f" {k}={v}" for k, v in off[group.name].items())
+        say(f"  {group.name}:{told} ({done} of {wanted.seeds} seeds done)")
     if left:
         fresh = {ALL_ON: dataclasses.replace(methods[ALL_ON], folder=None)}
         judge = Judge(task, protocol, devices=devices)
@@ -198,11 +131,7 @@ def run(
         rows=rows,
         experiment="ablation",
         failed=spared,
-        facts_of=lambda group: {
-            "variant": group.name,
-            "all_on": all_on,
-            "seeds": wanted.seeds,
-        },
+        facts_of=lambda group: {"variant": group.name, "all_on": all_on},
         devices=devices,
         say=say,
     )
@@ -210,15 +139,6 @@ def run(
     if failed:
         raise Failed(f"not finite, so without a row: {'; '.join(failed)}")
     return found
-
-
-def _check(base: Recipe) -> None:
-    if base.meta.steps < 1:
-        raise ValueError(f"--num_meta_steps must be at least 1, got {base.meta.steps}")
-    for name, needed in (("select_on", "validation"), ("theta_0", "random")):
-        if getattr(base.meta, name) != needed:
-            got = getattr(base.meta, name)
-            raise ValueError(f"an ablation needs --{name}={needed}, got {got}")
 
 
 def main(argv: list[str]) -> None:
