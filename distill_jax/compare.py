@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distill_jax import parallel, results, statistics
+from distill_jax.claims import Claims
 from distill_jax.names import described, digest
 from distill_jax.progress import Bars
 from distill_jax.results import Result
 from distill_jax.sources import (
     Method,
+    Queried,
     Selected,
     distilled,
     queried,
@@ -111,6 +113,9 @@ def compare(
     experiment: str = "compare",
     preset: str | None = None,
     share: bool = False,
+    wait: bool = True,
+    failed: Callable[[Group, Exception], None] | None = None,
+    facts_of: Callable[[Group], dict[str, Any]] = lambda group: {},
     devices: parallel.Devices = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Result]:
@@ -127,7 +132,12 @@ def compare(
         folder: where rows are kept, and found again: `folder/rows.jsonl`.
         rows: that file, if it is another.
         experiment, preset: what rows say.
-        share: other processes work on the same rows; each takes what nobody has.
+        share: other processes work on the same rows; each takes what nobody has, by
+            locks in `folder`, or beside the rows.
+        wait: for what others have; else their rows are absent.
+        failed: told of a method that raised, whose rows are absent then; the first
+            error ends it all unless given.
+        facts_of: more for the `config` of a group's rows.
         devices: that share the networks; see `parallel.listed`.
         say: told of each row; what takes long shows a bar on stderr.
 
@@ -137,73 +147,92 @@ def compare(
     Raises:
         ValueError: before any work, if a class has too few examples for a budget.
     """
-    check_budgets(task, budgets)
+    check_budgets(task, budgets, methods)
     judge = Judge(task, protocol, devices=devices, report=Bars())
     path = (
         Path(rows) if rows else None if folder is None else Path(folder) / "rows.jsonl"
     )
     groups = plan(
-        task,
-        methods,
-        budgets,
-        protocol=protocol,
-        lines=lines,
-        many_at=many_at,
+        task, methods, budgets, protocol=protocol, lines=lines, many_at=many_at
     )
     facts = {"experiment": experiment, "preset": preset, "model": task.model_name}
     found: dict[int, list[Result]] = {}
+    claims = None
+    if share:
+        if path is None:
+            raise ValueError("share needs a folder or a file of rows that all know")
+        claims = Claims(Path(folder or path.parent) / "locks", path.stem)
 
     def known() -> None:
         if path is not None:
-            there = results.read(path)
+            with claims.file() if claims else nullcontext():
+                there = results.read(path)
             for i, group in enumerate(groups):
                 if i not in found and (old := rows_of(there, task, group, facts)):
                     found[i] = old
 
     known()
     total = len(groups) - len(found)
-    made = 0
+    made, told = 0, ""
     while len(found) < len(groups):
-        waits = True
+        begun = False
         for i, group in enumerate(groups):
-            if i in found:
+            if i in found or _waits(groups, found, group):
                 continue
-            with (
-                _claimed(path, task, group, facts)
-                if share
-                else nullcontext(True) as mine
-            ):
-                if not mine:
+            key = digest([task.sha256, facts, *group])
+            with claims.of(key) if claims else nullcontext(True) as mine:
+                if mine and claims:
+                    known()  # another may just have ended it
+                if not mine or i in found:
                     continue
-                if share:
-                    known()
-                    if i in found:
-                        continue
-                full = _full_accuracy(judge, groups, found, task, facts)
-                new = made_rows(judge, methods, group, full, facts)
+                begun, made = True, made + 1
+                full = _full_accuracy(groups, found)
+                try:
+                    new = made_rows(judge, methods, group, full, facts)
+                except (ValueError, ArithmeticError) as error:
+                    if failed is None:
+                        raise
+                    found[i] = []
+                    say(f"[{made}/{total}] {group} failed: {error}")
+                    failed(group, error)
+                    continue
+                for row in new:
+                    row["config"] |= facts_of(group)
                 if path is not None:
-                    results.append(path, new)
+                    with claims.file() if claims else nullcontext():
+                        results.append(path, new)
                 found[i] = [Result(row) for row in new]
-            waits, made = False, made + 1
             for row in found[i]:
                 say(f"[{made}/{total}] {group}, {line(row)}")
-        if waits:
+        if not begun and len(found) < len(groups):
+            if not wait:
+                break
+            others = [str(g) for i, g in enumerate(groups) if i not in found]
+            if told != (told := f"waiting for what others do: {', '.join(others)}"):
+                say(told)
             time.sleep(2.0)
             known()
-    return [row for i in range(len(groups)) for row in found[i]]
+    return [row for i in sorted(found) for row in found[i]]
 
 
-def check_budgets(task: Task, budgets: Sequence[float]) -> None:
-    """Refuses budgets that a class has too few examples for."""
+def check_budgets(
+    task: Task, budgets: Sequence[float], methods: Mapping[str, Method] | None = None
+) -> None:
+    """Refuses budgets that a class, or the pool of a query, is too small for."""
     counts = np.bincount(task.dataset.train.labels, minlength=task.num_classes)
-    for budget in budgets:
-        task.num_examples(budget)
+    largest = max((task.num_examples(budget) for budget in budgets), default=0)
     if budgets and max(budgets) > counts.min():
         raise ValueError(
             f"a budget of {max(budgets):g} a class: class "
             f"{task.dataset.label_names[counts.argmin()]!r} has only {counts.min()} "
             "training examples"
         )
+    for method in (methods or {}).values():
+        if isinstance(method, Queried) and 0 < method.pool < largest:
+            raise ValueError(
+                f"pool_size={method.pool} is less than the {largest} examples of the "
+                "largest budget"
+            )
 
 
 def rows_of(
@@ -251,7 +280,7 @@ def made_rows(
     for ways in zip(*of_seeds, strict=True):
         began = time.perf_counter()
         sets = list(ways) if len(ways) < 2 or not _all_same(ways) else [ways[0]]
-        inits = _inits(p, len(sets))
+        inits = inits_of(p, len(sets))
         tuned = validation = None
         if sets[0].native is None:
             tuned = judge.tuned([one.batch for one in sets])
@@ -284,7 +313,7 @@ def made_rows(
     return rows
 
 
-def _inits(protocol: Protocol, num_sets: int) -> list[list[int]]:
+def inits_of(protocol: Protocol, num_sets: int) -> list[list[int]]:
     """The theta_0 of each set: all, or in turn a few where there are as many sets."""
     R = protocol.test_inits
     count = min(protocol.selection_seeds, R)
@@ -373,46 +402,18 @@ def _row(judge, group: Group, facts, accuracies, full, config, **more) -> result
     )
 
 
-def _full_accuracy(judge, groups, found, task, facts) -> float | None:
+def _full_accuracy(groups, found) -> float | None:
     """That of all data, if its row is there: others are told relative to it."""
     for i, group in enumerate(groups):
-        if group.name == "full" and i in found:
+        if group.name == "full" and found.get(i):
             return found[i][0]["accuracy_mean"]
     return None
 
 
-def _claimed(path: Path | None, task: Task, group: Group, facts: dict[str, Any]):
-    """Whether this process has the group now; nobody else has, while it does.
-
-    A file that its process holds locked; the system frees it when the process ends,
-    however it ends, so a lock cannot go stale.
-    """
-    from contextlib import contextmanager
-
-    from filelock import FileLock, Timeout
-
-    if path is None:
-        raise ValueError("share needs a folder or a file of rows that all know")
-    key = digest(
-        [task.sha256, facts, group.name, group.examples_per_class, group.settings]
-    )
-
-    @contextmanager
-    def claimed():
-        folder = path.parent / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{path.stem}-{key}.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
-
-    return claimed()
+def _waits(groups, found, group: Group) -> bool:
+    """Whether others still work on what the row is told relative to."""
+    of_all = [i for i, one in enumerate(groups) if one.name == "full"]
+    return group.name != "full" and any(i not in found for i in of_all)
 
 
 def line(row: Mapping[str, Any]) -> str:

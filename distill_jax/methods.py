@@ -1,14 +1,16 @@
 """Our methods by the names that rows have, for the command line."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from distill_jax import queries
 from distill_jax.compare import LINES
-from distill_jax.recipe import Recipe
+from distill_jax.recipe import Recipe, setting
 from distill_jax.selection import SELECTIONS
 from distill_jax.sources import Method, distilled, queried, selected
+from distill_jax.task import Task
 from distill_jax.train import Protocol
 
 QUERY = "query:"  # before the name of a query: k_center is a selection too
@@ -20,6 +22,64 @@ GROUPS: dict[str, list[str]] = {
     "selections": list(SELECTIONS),
     "queries": QUERIES,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How the sets that are compared are made; keywords of `named_methods`."""
+
+    taught: bool = setting(
+        True, "Also real examples with soft labels of a teacher.", flag="soft_labels"
+    )
+    seeds: int = setting(
+        3, "Distillations at the budgets of --many_at.", flag="distill_seeds"
+    )
+    passes: int = setting(10, "Sampled networks that queries score by, F.")
+    dropout: float = setting(0.2, "Rate of the networks that queries read.")
+    rounds: int = setting(
+        4, "Rounds of queries after the random start.", flag="query_rounds"
+    )
+    pool: int = setting(
+        5000, "Random part of train that queries see; 0: all.", flag="pool_size"
+    )
+
+    def __post_init__(self):
+        for name in ("seeds", "passes", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 1, got {getattr(self, name)}"
+                )
+        if self.pool < 0:
+            raise ValueError(f"pool must not be negative, got {self.pool}")
+
+
+def check_fair(recipe: Recipe, protocol: Protocol) -> None:
+    """Refuses what would not compare like with like.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    usual = Recipe()
+    for flag, value, needed in (
+        ("select_on", recipe.meta.select_on, usual.meta.select_on),
+        ("labels", recipe.start.labels, usual.start.labels),
+        ("words_kept", recipe.start.words_kept, usual.start.words_kept),
+    ):
+        if value != needed:
+            raise ValueError(
+                f"--{flag} is not for comparisons: budgets are --budgets, methods "
+                "--methods, sentences of one length, and all is chosen on validation"
+            )
+    if recipe.meta.theta_0 != "random":
+        raise ValueError("--theta_0 must be random: all methods share theta_0")
+    for name in ("test_inits", "selection_seeds"):
+        if getattr(protocol, name) < 2:
+            raise ValueError(f"--{name} must be at least 2, to tell methods apart")
+
+
+def percent_of_train(task: Task, percent: float) -> int:
+    """Examples of each class nearest to a share of train, at least one."""
+    return max(1, round(percent / 100 * len(task.labels) / task.num_classes))
 
 
 def named_methods(

@@ -215,7 +215,7 @@ class FromRecipe:
         folder, checkpoints = None, None
         if self.folder is not None:
             folder = self.folder / self.name(task, examples_per_class, seed)
-            if (folder / "artifact" / artifact.CARD).exists():
+            if self.is_done(task, examples_per_class, seed):
                 found = artifact.load(folder / "artifact")
                 return artifact.to_distilled(found), found.card["results"]["seconds"]
             checkpoints = folder / "checkpoints"
@@ -232,6 +232,15 @@ class FromRecipe:
             facts = {"validation": found.accuracy, "seconds": found.seconds}
             save(found, folder / "artifact", results=facts)
         return found.best, None
+
+    def is_done(self, task: Task, examples_per_class: float, seed: int) -> bool:
+        """Whether the set is on disk."""
+        from distill_jax.artifact import CARD
+
+        if self.folder is None:
+            return False
+        folder = self.folder / self.name(task, examples_per_class, seed)
+        return (folder / "artifact" / CARD).exists()
 
     def name(self, task: Task, examples_per_class: float, seed: int) -> str:
         """Of the folder: what told it apart is in the digest."""
