@@ -46,6 +46,15 @@ INNER_TX = {
 }
 INNER_GRAD = {"mixed": gradients.mixed_mode, "plain": jax.value_and_grad}
 SCANS = {"none": jax.lax.scan, "nested": gradients.checkpointed_scan()}
+# What a traced meta-step reads from its state, so that its program serves any.
+_IN_STATE: dict[str, Any] = {
+    "inner__lr": 1.0,
+    "start__kind": "real",
+    "start__label_logit": 1.0,
+    "meta__lr": 1.0,
+    "meta__lr_labels": 1.0,
+    "meta__lr_steps": 1.0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,7 +295,11 @@ def build(
         init_fn = partial(_fixed, task.model.init, seed)
     tx = meta_tx(recipe, traced=traced)
     # Seeds of a recipe, and trials of a tuner, share what is compiled.
-    same = [recipe.described, start.raw_lr.shape, start.ragged, traced, how]
+    program = recipe
+    if traced:  # these are in the state
+        clip = float(meta.clip_norm > 0)
+        program = recipe.replace(**_IN_STATE, meta__clip_norm=clip)
+    same = [program.described, start.raw_lr.shape, start.ragged, traced, how]
     same += [None if meta.theta_0 == "random" else seed, str(devices)]
     step = task.once(
         ("meta-step", digest(described(same))),
