@@ -6,7 +6,6 @@ host's side of a run.
 
 import dataclasses
 import inspect
-import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -88,14 +87,15 @@ class Distillation:
 def distill(
     task: Task,
     recipe: Recipe | None = None,
-    examples_per_class: int = 10,
+    examples_per_class: float = 10,
     *,
     examples: int = 0,
     seed: int = 0,
     folder: str | Path | None = None,
     devices: parallel.Devices = None,
-    how: str = "jit",
-    report: Callable[[loop.Progress], None] | None = None,
+    how: str | None = None,
+    report: Callable[[loop.Progress], None] = lambda progress: None,
+    progress: bool = True,
     setup: "Setup | None" = None,
 ) -> Distillation:
     """Learns a set of sentences, and goes on with what is in `folder`.
@@ -108,8 +108,9 @@ def distill(
         seed: of everything random.
         folder: of the checkpoints; nothing is saved where it is None.
         devices: that share the theta_0 of a meta-step; see `parallel.listed`.
-        how: `jit`, `pmap` or `shard_map`.
-        report: told of the progress; a progress bar on stderr unless given.
+        how: `jit`, `pmap` or `shard_map`; as fits the devices unless given.
+        report: told of the progress.
+        progress: show it as a bar on stderr too.
         setup: from `build`, if it is there already; it is used up.
 
     Returns:
@@ -122,21 +123,22 @@ def distill(
             as `loop.distill`.
     """
     recipe = recipe or best_recipe(task.model_name)
-    n = examples or examples_per_class * task.num_classes
+    n = examples or task.num_examples(examples_per_class)
     setup = setup or build(
         task, recipe, start_of(task, recipe, n, seed), seed, devices=devices, how=how
     )
     began, state = time.perf_counter(), setup.state
     resumes = folder is not None and checkpoints.latest_step(folder) is not None
     if recipe.start.warm_steps and not resumes:
-        bar = _warm_bar if report is None else iter
+        bar = _warm_bar if progress else iter
         state = setup.begin(warmed(task, recipe, setup.start, seed, bar))
     steps = recipe.meta.steps
-    with Reporter(steps, recipe.meta.inits, report) as told:
+    with Reporter(steps, recipe.meta.inits, report, shown=progress) as told:
         result = loop.distill(
-            setup.step,
+            setup.steps,
             state,
-            setup.next_batch,
+            setup.next_rows,
+            setup.train,
             setup.validate,
             loop.Schedule(
                 steps,
@@ -244,19 +246,21 @@ class Setup:
     """What learns from a task, compiled at its first use.
 
     Attributes:
-        step: `(state, keys [N], batch) -> (state, info)`; donates the state.
+        steps: many meta-steps in a dispatch.
         start: the distilled data before the first meta-step.
         state: the state then.
         begin: the same from other distilled data.
-        next_batch: the real batch of a meta-step, by its number.
+        train: the real examples, on the devices.
+        next_rows: those of the real batch of a meta-step, by its number.
         validate: `(distilled, key) -> accuracy`, where the best step is chosen.
     """
 
-    step: parallel.StepFn
+    steps: parallel.MetaSteps
     start: Distilled
     state: MetaState
     begin: Callable[[Distilled], MetaState]
-    next_batch: Callable[[int], Batch]
+    train: Batch
+    next_rows: Callable[[int], np.ndarray]
     validate: Callable[[Distilled, jax.Array], float]
 
 
@@ -268,7 +272,7 @@ def build(
     *,
     traced: bool = False,
     devices: parallel.Devices = None,
-    how: str = "jit",
+    how: str | None = None,
 ) -> Setup:
     """Puts together what learns from a task.
 
@@ -301,22 +305,24 @@ def build(
         program = recipe.replace(**_IN_STATE, meta__clip_norm=clip)
     same = [program.described, start.raw_lr.shape, start.ragged, traced, how]
     same += [None if meta.theta_0 == "random" else seed, str(devices)]
-    step = task.once(
-        ("meta-step", digest(described(same))),
-        lambda: parallel.PARALLEL[how](
+    steps = task.once(
+        ("meta-steps", digest(described(same))),
+        lambda: parallel.meta_steps(
             _objective(task, recipe, start, inner_tx),
             init_fn,
             tx,
             devices=devices,
+            how=how,
             sequential=jax.default_backend() == "cpu",
         ),
     )
-    train = task.once("real", lambda: jax.tree.map(np.asarray, _frozen_train(task)))
+    train = task.once(
+        ("real", how, str(devices)), lambda: steps.place(_frozen_train(task))
+    )
 
-    def next_batch(step_number: int) -> Batch:
-        rng = np.random.default_rng([seed, step_number])
-        rows = rng.choice(N, meta.real_batch, replace=False)
-        return take(train, rows)
+    def next_rows(step: int) -> np.ndarray:
+        rng = np.random.default_rng([seed, step])
+        return rng.choice(N, meta.real_batch, replace=False)
 
     native = task.once(
         ("validate", digest(described([recipe.inner.optimizer, *same[-2:]]))),
@@ -333,7 +339,7 @@ def build(
     def begin(distilled: Distilled) -> MetaState:
         return core.meta_init(tx, distilled)
 
-    return Setup(step, start, begin(start), begin, next_batch, validate)
+    return Setup(steps, start, begin(start), begin, train, next_rows, validate)
 
 
 def _fixed(init_fn: InitFn, seed: int, key: jax.Array) -> Any:
@@ -385,8 +391,8 @@ def warmed(
     state = jax.tree.map(jnp.array, setup.state)  # the step donates it, not the start
     key = jax.random.fold_in(jax.random.key(seed), 4)
     for k in shown(range(given.warm_steps)):
-        keys = jax.random.split(jax.random.fold_in(key, k), 1)
-        state, _ = setup.step(state, keys, setup.next_batch(k))
+        rows = setup.next_rows(k)[None]
+        state, _ = setup.steps.run(state, key, rows, 1, setup.train, 1)
     return state.distilled
 
 
@@ -449,16 +455,20 @@ def _objective(task: Task, recipe: Recipe, start: Distilled, inner_tx) -> Object
         make = resolve(inner.windows, WINDOWS, "windows")
         settings |= {"window": inner.window, "earliest": inner.window_earliest}
         return make(task.loss_fn, **settings)
-    name = meta.objective
+    name, given = meta.objective, dict(meta.objective_settings)
     if isinstance(name, str):
-        takes = inspect.signature(objectives.get(name).make).parameters
-        settings = {k: v for k, v in settings.items() if k in takes}
-        settings |= meta.objective_settings
-        return objectives.make(name, task.model, loss_fn=task.loss_fn, **settings)
+        given |= _taken(objectives.get(name).make, settings)
+        return objectives.make(name, task.model, loss_fn=task.loss_fn, **given)
     make = resolve(name, {}, "objective")
-    takes = inspect.signature(make).parameters
-    settings = {k: v for k, v in settings.items() if k in takes}
-    return make(task.loss_fn, **settings | dict(meta.objective_settings))
+    return make(task.loss_fn, **given | _taken(make, settings))
+
+
+def _taken(make: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that a maker of objectives takes."""
+    parameters = inspect.signature(make).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return settings
+    return {name: value for name, value in settings.items() if name in parameters}
 
 
 def fingerprint(task: Task, recipe: Recipe, n: int, seed: int) -> dict[str, Any]:
@@ -469,6 +479,27 @@ def fingerprint(task: Task, recipe: Recipe, n: int, seed: int) -> dict[str, Any]
     return told
 
 
+def check_same_run(
+    folder: str | Path, setup: Setup, settings: dict[str, Any], num_inits: int
+) -> None:
+    """Refuses a checkpoint of another run, before anything is compiled.
+
+    Args:
+        folder: of the checkpoints.
+        setup: from `build`.
+        settings: from `fingerprint`.
+        num_inits: theta_0 in a meta-step.
+
+    Raises:
+        ValueError: naming the setting that differs; as `checkpoints.restore`.
+    """
+    if checkpoints.latest_step(folder) is not None:
+        key = jax.random.key_data(jax.random.key(settings["seed"])).tolist()
+        like = {"state": setup.state, "best": setup.state.distilled}
+        facts = {"num_inits": num_inits, "key": key}
+        checkpoints.restore(folder, like, settings | facts)
+
+
 def timed(task: Task, recipe: Recipe, setup: Setup) -> tuple[float, float]:
     """Compiles the meta-step and the validation, and times both.
 
@@ -476,12 +507,14 @@ def timed(task: Task, recipe: Recipe, setup: Setup) -> tuple[float, float]:
         Seconds of the whole run without compiling, and of one meta-step.
     """
     meta = recipe.meta
-    keys, batch = jax.random.split(jax.random.key(0), meta.inits), setup.next_batch(0)
+    key = jax.random.key(0)
+    rows = np.stack([setup.next_rows(0)] * loop.REPORT_EVERY)  # as the run compiles it
 
     def one() -> float:
         copy = jax.tree.map(jnp.array, setup.state)
         began = time.perf_counter()
-        jax.block_until_ready(setup.step(copy, keys, batch))
+        run = setup.steps.run(copy, key, rows, 1, setup.train, meta.inits)
+        jax.block_until_ready(run)
         return time.perf_counter() - began
 
     one()
@@ -501,30 +534,34 @@ def _warm_bar(steps: Iterable[int]) -> Iterable[int]:
 
 
 class Reporter:
-    """Passes progress on; without somewhere to, shows a bar on stderr.
+    """Passes progress on, and shows it as a bar on stderr.
 
     Args:
         steps, inits: of the run.
         report: where it goes.
+        shown: whether there is a bar.
     """
 
-    def __init__(self, steps: int, inits: int, report: Callable | None = None):
-        self.steps, self.inits, self.report = steps, inits, report
+    def __init__(self, steps: int, inits: int, report: Callable, *, shown: bool):
+        self.steps, self.inits, self.report, self.shown = steps, inits, report, shown
 
     def __enter__(self) -> Callable[[loop.Progress], None]:
-        self.bar = None
-        if self.report is not None:
-            return self.report
         from tqdm import tqdm
 
-        self.bar = tqdm(total=self.steps, unit="step", mininterval=1.0, file=sys.stderr)
+        self.bar = tqdm(
+            total=self.steps, unit="step", mininterval=1.0, disable=not self.shown
+        )
         self.accuracy, self.first, self.began = None, None, time.perf_counter()
-        return self._show
+        return self._told
+
+    def _told(self, progress: loop.Progress) -> None:
+        self.report(progress)
+        if self.shown:
+            self._show(progress)
 
     def _show(self, progress: loop.Progress) -> None:
         if self.first is None:  # a resumed run begins where it was left
             self.first = self.bar.n = progress.step
-        self.bar.update(progress.step - self.bar.n)
         rate = (progress.step - self.first) * self.inits
         shown = {"theta_0/s": f"{rate / (time.perf_counter() - self.began):.1f}"}
         if progress.meta_loss is not None:
@@ -537,11 +574,11 @@ class Reporter:
             shown["best"] = f"{progress.best_accuracy:.1%}"
         if progress.skipped_in_a_row:
             shown["skipped"] = str(progress.skipped_in_a_row)
-        self.bar.set_postfix(shown)
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(progress.step - self.bar.n)
 
     def __exit__(self, *error):
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
 
 __all__ = [
@@ -549,6 +586,7 @@ __all__ = [
     "Distillation",
     "Setup",
     "at_most",
+    "check_same_run",
     "build",
     "distill",
     "fingerprint",

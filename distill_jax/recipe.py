@@ -22,10 +22,14 @@ def setting(
     flag: str | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """A field with its help, what flags call it, and what it may be."""
-    return dataclasses.field(
-        default=default, metadata={"help": text, "flag": flag, "choices": choices}
-    )
+    """A field with its help, what flags call it, and what it may be.
+
+    A default that is a dictionary is empty.
+    """
+    metadata = {"help": text, "flag": flag, "choices": choices}
+    if isinstance(default, Mapping):
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def _at_least(settings: Any, least: float, names: str) -> None:
@@ -171,9 +175,8 @@ class Meta:
         "What the distilled data minimises.",
         choices=tuple(sorted(objectives.OBJECTIVES)),
     )
-    objective_settings: Mapping[str, Any] = dataclasses.field(
-        default_factory=dict,
-        metadata={"help": "A setting of the objective, NAME=JSON_VALUE; repeatable."},
+    objective_settings: Mapping[str, Any] = setting(
+        {}, "A setting of the objective, NAME=JSON_VALUE; repeat for more."
     )
     select_on: str = setting(
         "validation", "Where the best step is chosen.", choices=SELECT_ON

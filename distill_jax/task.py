@@ -42,6 +42,8 @@ class Task:
         loss_fn: its loss, the cross-entropy unless told otherwise.
         train, validation, test: token ids as `Batch`es `[N, ...]`.
         length: tokens of a sentence, L.
+        theta_0: `random`, or `fixed` where all networks start from one; see `fixed`.
+        memo: what `once` made.
     """
 
     dataset: data.Dataset
@@ -57,6 +59,7 @@ class Task:
     validation: Batch
     test: Batch
     length: int
+    theta_0: str = "random"
     memo: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
@@ -102,7 +105,23 @@ class Task:
             told["model_code"] = described(self.make_model)
         if self.make_loss is not losses.cross_entropy:
             told["loss"] = described(self.make_loss)
+        if self.theta_0 != "random":
+            told["theta_0"] = self.theta_0
         return json.loads(json.dumps(told))
+
+    def num_examples(self, examples_per_class: float) -> int:
+        """Of all classes together.
+
+        Raises:
+            ValueError: if that is no whole number from 1.
+        """
+        n = examples_per_class * self.num_classes
+        if n < 1 or abs(n - round(n)) > 1e-6:
+            raise ValueError(
+                f"a budget must come to a whole number of examples, at least 1: "
+                f"{examples_per_class:g} of each of {self.num_classes} classes is {n:g}"
+            )
+        return round(n)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """`make()`, and the same again for the same hashable key: what is compiled."""
@@ -225,6 +244,18 @@ def with_model(task: Task, model: Any, **settings: Any) -> Task:
         loss_fn=task.make_loss(network),
         memo={},
     )
+
+
+def fixed(task: Task, seed: int) -> Task:
+    """The task with one theta_0 for all networks, that of `seed` (Wang et al. 2018)."""
+    init = task.model.init
+
+    def same(key: jax.Array):
+        del key
+        return init(jax.random.key(seed))
+
+    model = task.model._replace(init=same)
+    return dataclasses.replace(task, model=model, theta_0="fixed", memo={})
 
 
 def told(task: Task) -> list[str]:

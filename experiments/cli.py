@@ -18,12 +18,10 @@ from typing import Any
 
 import distill_jax as dj
 from distill_jax import data, parallel, results
-from distill_jax import recipe as recipes
-from distill_jax.loop import Interrupted
+from distill_jax.loop import Interrupted, Progress
 from distill_jax.models import MODELS
-from distill_jax.recipe import Inner, Meta, Recipe, Start, setting
-from distill_jax.task import Task, told
-from distill_jax.train import Protocol
+from distill_jax.recipe import Inner, Meta, Recipe, Start, best_recipe, setting
+from distill_jax.task import Task, model_maker, told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Corpus:
     def __post_init__(self):
         if self.length < 1:
             raise ValueError(f"length must be at least 1, got {self.length}")
-        dj.task.model_maker(self.model, self.model_settings)
+        model_maker(self.model, self.model_settings)
 
     @property
     def name(self) -> str:
@@ -99,6 +97,10 @@ class Corpus:
         return task
 
 
+# How an experiment is run: from a checkout, or from a wheel.
+RUN = "python -m " + (
+    "experiments." if __package__ == "experiments" else "distill_jax "
+)
 # The flags that most runs need first: what --help lists.
 FIRST = (
     "dataset text_column label_column model examples_per_class out resume overwrite "
@@ -128,6 +130,8 @@ def define(*groups: type, presets: Mapping[str, Mapping[str, Any]] | None = None
 
 def _define(flags, title: str, field: dataclasses.Field) -> None:
     name, text = flag_of(field), field.metadata["help"]
+    if name in flags.FLAGS and flags.FLAGS[name].help == text:
+        return  # the seed, which several settings have
     choices, default = field.metadata["choices"], _default(field)
     if choices:
         made: Any = flags.EnumFlag(name, default, text, enum_values=list(choices))
@@ -181,16 +185,15 @@ def define_devices() -> None:
         "parallel",
         None,
         sorted(parallel.PARALLEL),
-        "How a meta-step is spread over them; pmap where there are several.",
+        "How a meta-step is spread over them: jit on one, shard_map on several.",
     )
     flags.DEFINE_string(
-        "coordinator", None, "HOST:PORT of process 0, on several hosts."
+        "coordinator",
+        None,
+        "On several hosts: HOST:PORT of process 0, or auto, what the cluster says.",
     )
     flags.DEFINE_integer("num_processes", None, "How many processes there are.")
     flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
-    flags.DEFINE_bool(
-        "distributed", False, "Join the processes that the cluster names."
-    )
     _first()
 
 
@@ -266,7 +269,7 @@ def settings(group: type, values: Mapping[str, Any], base: Any = None) -> Any:
 
 def recipe_of(values: Mapping[str, Any], model: str) -> Recipe:
     """The recipe that flags ask for, from the best known for the network."""
-    best = recipes.recipe(model)
+    best = best_recipe(model)
     inner = settings(Inner, values, best.inner)
     start = settings(Start, values, best.start)
     return Recipe(inner, start, settings(Meta, values, best.meta))
@@ -274,7 +277,7 @@ def recipe_of(values: Mapping[str, Any], model: str) -> Recipe:
 
 def flags_of(recipe: Recipe, model: str) -> list[str]:
     """The flags that ask for a recipe, where it is not the best of the network."""
-    best = recipes.recipe(model)
+    best = best_recipe(model)
     parts = ("inner", "start", "meta")
     return [w for p in parts for w in changed(getattr(recipe, p), getattr(best, p))]
 
@@ -344,7 +347,7 @@ def rows_path(name: str) -> Path:
     return results.place(name, publish=f.publish, given=f.results)
 
 
-def join() -> tuple[parallel.Devices, str]:
+def join() -> tuple[parallel.Devices, str | None]:
     """Joins the other hosts, if any, and says which devices work and how.
 
     Returns:
@@ -353,11 +356,9 @@ def join() -> tuple[parallel.Devices, str]:
     from absl import flags
 
     f = flags.FLAGS
-    if f.distributed or f.coordinator is not None:
-        parallel.join(f.coordinator, f.num_processes, f.process_id)
-    devices = parallel.parse_devices(f.devices)
-    several = devices is not None and len(devices) > 1
-    return devices, f.parallel or ("pmap" if several else "jit")
+    parallel.join(f.coordinator, f.num_processes, f.process_id)
+    default = "all" if f.coordinator else None
+    return parallel.parse_devices(f.devices or default), f.parallel
 
 
 def compile_cache(folder: str | Path) -> None:
@@ -371,10 +372,59 @@ def compile_cache(folder: str | Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "compiled"))
 
 
+def memory() -> str:
+    """The most that this process has held so far."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return "unknown"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"{peak / (2**30 if sys.platform == 'darwin' else 2**20):.1f} GB at its peak"
+
+
+@contextmanager
+def tensorboard(folder: Path | None) -> Iterator[Callable[[Progress], None]]:
+    """Writes what validations report for TensorBoard, if there is a folder."""
+    if folder is None:
+        yield lambda progress: None
+        return
+    from tensorboardX import SummaryWriter
+
+    def report(progress: Progress) -> None:
+        for name, value in (progress.row or {}).items():
+            if name != "step" and value is not None:
+                writer.add_scalar(name, value, progress.step)
+
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        yield report
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a table to print."""
+    lines = [
+        f"{'':16} {'model':12} {'training':9} {'labels':6} {'examples':>9} "
+        f"{'accuracy':>15} {'relative':>9}"
+    ]
+    for row in rows:
+        sd, share, size = (
+            row[name] for name in ("accuracy_sd", "relative_accuracy", "bytes")
+        )
+        accuracy = f"{row['accuracy_mean']:.1%}" + (
+            "" if sd is None else f" ± {sd:.1%}"
+        )
+        lines.append(
+            f"{row['method']:16} {row['model']:12} {row['training'] or '':9} "
+            f"{row['labels'] or '':6} {row['examples']:>9,} {accuracy:>15} "
+            f"{'' if share is None else f'{share:.1%}':>9}"
+            + ("" if size is None else f"   {size:,} bytes")
+        )
+    return "\n".join(lines)
+
+
 @contextmanager
 def told_in_a_line(
     argv: Sequence[str],
-    module: str,
+    name: str,
     *,
     again: Sequence[str] = (),
     not_again: Sequence[str] = (),
@@ -388,7 +438,7 @@ def told_in_a_line(
 
     Args:
         argv: what absl passes to main; more than the program is refused.
-        module: what `python -m` runs.
+        name: of the experiment.
         again: flags that the command to go on has more.
         not_again: names of flags that it lacks.
         stopped: what is said of a run that was stopped and not saved.
@@ -410,7 +460,7 @@ def told_in_a_line(
             for word in sys.argv[1:]
             if word.lstrip("-").partition("=")[0] not in not_again and word not in again
         ]
-        command = shlex.join(["python", "-m", module, *kept, *again])
+        command = f"{RUN}{name} {shlex.join([*kept, *again])}"
         print(f"\n{stop}\nTo go on: {command}", file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:
@@ -419,5 +469,13 @@ def told_in_a_line(
     except (ValueError, OSError, ArithmeticError, ModuleNotFoundError) as error:
         if os.environ.get("DISTILL_JAX_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_as_flag(str(error))}", file=sys.stderr)
         sys.exit(1)
+
+
+def _as_flag(message: str) -> str:
+    """A setting of the library, at the start of a message, as its flag."""
+    from absl import flags
+
+    name = re.match(r"\w+(?==| must)", message)
+    return f"--{message}" if name and name[0] in flags.FLAGS else message

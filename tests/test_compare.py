@@ -15,10 +15,10 @@ from distill_jax import active, data, queries
 from distill_jax import results as result_rows
 from distill_jax.data import resplit
 from distill_jax.loop import Interrupted
-from distill_jax.report import verdict
-from experiments import cells, compare, fitting, recipe, running, tables
+from distill_jax.report import comparison_tables, verdict
+from experiments import cells, compare, fitting, recipe, running
 from experiments.scoring import Cell, cell_of
-from tests.test_rows import compare_row
+from tests.test_results import compare_row
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -365,10 +365,10 @@ def test_the_table_of_the_comparison_paper(corpus, tmp_path):
     assert {row["examples"] for row in rows if row["method"] == "random"} == {6}
     assert all(row["preset"] == "anonymous2022" for row in rows)
     assert "Errata of the comparison paper" in said[-1] and "\n  19. " in said[-1]
-    table = tables.anonymous2022({"compare": rows})
+    table = comparison_tables.anonymous2022({"compare": rows})
     (line,) = (x for x in table.splitlines() if x.startswith("| made_up-pooled, bag"))
     assert "| 6 (4.17%) | " in line and "33.3" in line
-    assert "No rows" in tables.compare({"compare": rows})
+    assert "No rows" in comparison_tables.compare({"compare": rows})
 
 
 def scored(method, mean, budget, *, validation=None, labels="hard", spread=0.01):
@@ -441,7 +441,7 @@ def test_the_interval_has_its_say():
 
 
 def test_the_table(rows):
-    text = tables.compare({"compare": rows})
+    text = comparison_tables.compare({"compare": rows})
     lines = text.splitlines()
     assert "| rotten_tomatoes, text_cnn | 1 a class | 2 a class | 5 a class |" in lines
     (random,) = (line for line in lines if line.startswith("| random |"))
@@ -453,5 +453,5 @@ def test_the_table(rows):
     (soft,) = (line for line in lines if "with soft labels on both sides" in line)
     assert soft.endswith("| - | - |")
     newer = scored("random", 0.4, 1)
-    assert "| random | 40.0" in tables.compare({"compare": [*rows, newer]})
+    assert "| random | 40.0" in comparison_tables.compare({"compare": [*rows, newer]})
     assert json.dumps(rows)  # as the file has them
