@@ -28,9 +28,11 @@ from distill_jax.distill import (
     inner_tx_of,
     start_of,
 )
+from distill_jax.fit import native_scorer, part_of
 from distill_jax.loop import NonFiniteMetaGradient, Progress
 from distill_jax.names import described, digest, name_of, resolve
 from distill_jax.recipe import Recipe, best_recipe
+from distill_jax.schema import check
 from distill_jax.selection import SELECTIONS
 from distill_jax.space import (
     BASELINE_SPACE,
@@ -47,7 +49,6 @@ from distill_jax.space import (
     with_params,
 )
 from distill_jax.task import Task, embedded, minibatches, take
-from distill_jax.train import native_scorer, part_of
 
 Report = Callable[[int, float], None]  # (when, accuracy); raises Pruned
 
@@ -109,7 +110,7 @@ def tune(
     trials: int = 30,
     folder: str | Path | None = None,
     *,
-    examples_per_class: int = 10,
+    examples_per_class: float = 10,
     examples: int = 0,
     seed: int = 0,
     baseline: Any = None,
@@ -234,7 +235,7 @@ def plan(
     recipe: Recipe | None = None,
     space: Mapping[str, Space] | None = None,
     *,
-    examples_per_class: int = 10,
+    examples_per_class: float = 10,
     examples: int = 0,
     seed: int = 0,
     baseline: Any = None,
@@ -243,7 +244,7 @@ def plan(
 ) -> Plan:
     """Checks that the trials can be made, and says what is searched; see `tune`."""
     recipe = recipe or best_recipe(task.model_name)
-    n = examples or examples_per_class * task.num_classes
+    n = examples or task.num_examples(examples_per_class)
     if recipe.meta.select_on != "validation":
         raise ValueError(
             f"meta__select_on={recipe.meta.select_on} is not for tuning, which never "
@@ -296,6 +297,7 @@ class Distilling:
             seed=self.seed,
             setup=setup,
             report=told,
+            progress=False,
         )
         return Outcome(setup.validate(found.best, judges(self.seed)), found.best_step)
 
@@ -392,7 +394,7 @@ def _made(made: Plan, asked: Any, facts: dict[str, Any], prune: bool) -> results
         "seconds": time.perf_counter() - began,
     }
     row = results.portable(row)
-    results.check(row)
+    check(row)
     return row
 
 
@@ -409,6 +411,7 @@ def _facts(task: Task, made: Plan) -> dict[str, Any]:
         "device": results.device(),
         "commit": results.commit(),
         "command": results.command(),
+        "data": task.sha256,
     }
 
 

@@ -23,7 +23,7 @@ from distill_jax.recipe import setting
 from distill_jax.selection import SELECTIONS
 from distill_jax.tune import BASELINE_SPACE, MORE, SPACE, Space, Tuning, plan, tune
 
-from . import cli
+from . import cli, presets
 
 # What flags call a setting that `Recipe.replace` knows as inner__lr, say.
 FLAGS = {
@@ -95,7 +95,7 @@ def run(
         size = Settings(wanted.examples_per_class, wanted.examples)
         flags = cli.changed(corpus, cli.Corpus()) + cli.changed(size, Settings())
         flags += cli.flags_of(found.recipe, corpus.model)
-        say(f"Next: {shlex.join(['python', '-m', 'experiments.distill', *flags])}")
+        say(f"Next: {cli.RUN}distill {shlex.join(flags)}")
     return found
 
 
@@ -125,20 +125,22 @@ def main(argv: list[str]) -> None:
     f = flags.FLAGS
     with cli.told_in_a_line(
         argv,
-        "experiments.tune",
+        "tune",
         stopped="the trials that are done are kept; the same command goes on",
     ):
-        size = f.examples or f"{f.examples_per_class}pc"
-        parts = ["tune", Path(f.dataset).name.replace(":", "-"), f.model, size]
-        parts += [f.baseline] if f.baseline else []
-        out = Path(f.out or Path("runs") / "-".join(map(str, parts)))
+        values = cli.given(presets.DISTILL)
+        wanted = cli.settings(Settings, values)
+        size = wanted.examples or f"{wanted.examples_per_class}pc"
+        corpus = Path(f.dataset).name.replace(":", "-")
+        parts = ["tune", corpus, values.get("model", f.model), size, wanted.baseline]
+        out = Path(f.out or Path("runs") / "-".join(str(p) for p in parts if p))
         cli.compile_cache(out)
-        run(cli.given(), out=out, rows=cli.rows_path("tune"), dry_run=f.dry_run)
+        run(values, out=out, rows=cli.rows_path("tune"), dry_run=f.dry_run)
 
 
 def define_flags() -> None:
     """The flags of this experiment."""
-    cli.define(cli.Corpus, Settings, *cli.RECIPE)
+    cli.define(cli.Corpus, Settings, *cli.RECIPE, presets=presets.DISTILL)
     cli.define_run("tune")
 
 

@@ -23,6 +23,7 @@ import distill_jax as dj
 from distill_jax import results, space, study
 from distill_jax.distill import build, distill, start_of
 from distill_jax.loop import NonFiniteMetaGradient
+from distill_jax.schema import check
 from distill_jax.tune import SPACE, OnReal, Outcome, Range
 from experiments import cli, tune
 
@@ -90,26 +91,31 @@ def corpus(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_test_split():
-    """The tuner is given none; vocabulary and digest have been made by then."""
-    make_task = dj.make_task
+def blind(task: dj.Task) -> dj.Task:
+    """Without its test split; vocabulary and digest have been made by then."""
+    dataset = dataclasses.replace(task.dataset, test=None)
+    without = dataclasses.replace(task, test=None, dataset=dataset)
+    vars(without)["sha256"] = task.sha256
+    return without
 
-    def blind(*args, **settings):
-        task = make_task(*args, **settings)
-        dataset = dataclasses.replace(task.dataset, test=None)
-        blinded = dataclasses.replace(task, test=None, dataset=dataset)
-        vars(blinded)["sha256"] = task.sha256
-        return blinded
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dj, "make_task", blind)
-        yield
+def made_of(folder: Path) -> dj.Task:
+    settings = {"embedder": "random", "length": 6, "hidden": 8}
+    return blind(dj.make_task(folder, "bag", **settings))
 
 
 @pytest.fixture(scope="module")
-def task(corpus, no_test_split) -> dj.Task:
-    return dj.make_task(corpus, "bag", embedder="random", length=6, hidden=8)
+def task(corpus) -> dj.Task:
+    return made_of(corpus)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_test_split():
+    """The command is given none either."""
+    load = cli.Corpus.task
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli.Corpus, "task", lambda self, say: blind(load(self, say)))
+        yield
 
 
 class Run:
@@ -168,7 +174,7 @@ def whole(corpus, tmp_path_factory, no_test_split) -> Run:
     return Run(corpus, tmp_path_factory.mktemp("whole"), prune=False)
 
 
-def test_every_trial_is_a_row(whole):
+def test_every_trial_is_a_row(whole, task):
     rows = whole.rows
     assert [row["trial"] for row in rows] == [0, 1, 2]
     assert rows == json.loads(json.dumps(whole.found.rows))
@@ -177,6 +183,7 @@ def test_every_trial_is_a_row(whole):
     for row in rows:
         assert row["state"] == "complete" and row["split"] == "validation"
         assert (row["method"], row["examples"]) == ("distilled", 3)
+        assert row["data"] == task.sha256
         assert [when for when, _ in row["reports"]] == [0, 5, 10, 15, 20]
         assert 0.01 <= row["params"]["inner__lr"] <= 3
         assert 0.002 <= row["params"]["meta__lr"] <= 0.3
@@ -217,12 +224,12 @@ def test_a_window_is_cut_to_the_steps_of_its_trial():
 )
 def test_a_row_keeps_to_its_schema(whole, change, message):
     row = whole.rows[0]
-    results.check(row)
+    check(row)
     with pytest.raises(ValueError, match=message):
-        results.check(row | change)
+        check(row | change)
     del row["reports"]
     with pytest.raises(ValueError, match="missing fields: reports"):
-        results.check(row)
+        check(row)
 
 
 def test_a_trial_is_the_distillation_that_its_settings_make(whole, task):
@@ -240,17 +247,17 @@ def test_a_trial_is_the_distillation_that_its_settings_make(whole, task):
 
 
 def test_trials_share_a_program(task):
-    def step(**changes):
+    def steps(**changes):
         recipe = RECIPE.replace(**changes)
         start = start_of(task, recipe, 3, 0)
-        return build(task, recipe, start, 0, traced=True).step
+        return build(task, recipe, start, 0, traced=True).steps
 
     names = "inner__lr start__label_logit meta__lr meta__lr_labels meta__lr_steps"
-    first = step()
+    first = steps()
     for name in [*names.split(), "meta__clip_norm"]:
-        assert step(**{name: 0.123}) is first, name
+        assert steps(**{name: 0.123}) is first, name
     for change in ({"meta__clip_norm": 0.0}, {"meta__b1": 0.5}, {"inner__passes": 3}):
-        assert step(**change) is not first
+        assert steps(**change) is not first
 
 
 def test_the_command_at_the_end_has_the_best_settings(whole, corpus):
@@ -259,8 +266,8 @@ def test_the_command_at_the_end_has_the_best_settings(whole, corpus):
     assert words[:3] == ["python", "-m", "experiments.distill"]
     code = (
         "import sys, json; from absl import flags\n"
-        "from experiments import cli, tune\n"
-        "tune.define_flags(); flags.FLAGS(sys.argv); values = cli.given()\n"
+        "from experiments import cli, distill\n"
+        "distill.define_flags(); flags.FLAGS(sys.argv); values = cli.given()\n"
         "corpus = cli.settings(cli.Corpus, values)\n"
         "recipe = cli.recipe_of(values, corpus.model)\n"
         "print(json.dumps([corpus.dataset, corpus.length, corpus.model_settings,\n"
@@ -583,10 +590,7 @@ def test_a_study_is_told_by_what_the_corpus_holds(made_up, corpus, tmp_path):
             (folder / path.name).write_bytes(path.read_bytes())
     file = folders[0] / "train.tsv"
     file.write_text(file.read_text().replace("class0", "class1", 1))
-    settings = {"embedder": "random", "length": 6, "hidden": 8}
-    task, other, moved = (
-        dj.make_task(folder, "bag", **settings) for folder in (corpus, *folders)
-    )
+    task, other, moved = map(made_of, (corpus, *folders))
     assert task.dataset.name == other.dataset.name != moved.dataset.name
     tuned(task, tmp_path / "study", trials=1)
     with pytest.raises(ValueError, match="another data"):
