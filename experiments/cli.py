@@ -104,7 +104,8 @@ RUN = "python -m " + (
 # The flags that most runs need first: what --help lists.
 FIRST = (
     "dataset text_column label_column model examples_per_class out resume overwrite "
-    "dry_run publish open preset budgets methods query artifact seed devices"
+    "dry_run publish open preset budgets methods query artifact seed devices trials "
+    "search baseline"
 ).split()
 RECIPE = (Inner, Start, Meta)
 
