@@ -89,8 +89,9 @@ def space_of(
             raise ValueError(f"{name} has no effect with {idle[name]}")
         whole, value = space[name], present[name]
         if isinstance(whole, Mapping):
+            whole = dict(whole)
             # The user's own optimizer: a factor of 30 up and down.
-            whole = {tried[0]: Range(value / 30, value * 30)} | dict(whole)
+            whole.setdefault(tried[0], Range(value / 30, value * 30))
             missing = [optimizer for optimizer in tried if optimizer not in whole]
             if missing:
                 raise ValueError(

@@ -8,8 +8,7 @@ its meta-step. With `--baseline=kmeans_medoids`, say, as many trials tune the tr
 on real sentences. Test is never read.
 
 The study is in --out. The same command goes on where it was stopped, and more --trials
-prolong it. It ends with the command of `experiments.distill` that has the best
-settings.
+prolong it. It ends with the command that distils with the best settings.
 """
 
 import dataclasses
@@ -32,7 +31,6 @@ FLAGS = {
     for field in dataclasses.fields(part)
     if "help" in field.metadata
 }
-OF_STUDY = ("trials", "startup_trials", "prune", "max_minutes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +47,7 @@ class Settings:
         None, "Tune training on real sentences instead.", choices=tuple(SELECTIONS)
     )
     selection_seeds: int = setting(5, "Draws of these.")
-    startup_trials: int = setting(
-        8, "Random trials before any is modelled, or stopped early."
-    )
+    startup_trials: int = setting(8, "Random ones before any is modelled or stopped.")
     prune: bool = setting(True, "Stop trials that are below the median.")
     max_minutes: float = setting(0.0, "Start no trial after so long; 0: any.")
 
@@ -80,8 +76,9 @@ def run(
     recipe = cli.recipe_of(values, corpus.model)
     how = dataclasses.asdict(wanted) | {"seed": corpus.seed}
     space = space_of(how.pop("search"), real=wanted.baseline is not None)
-    more = {name: how.pop(name) for name in OF_STUDY}
     how |= {"draws": how.pop("selection_seeds"), "say": lambda t: say(in_flags(t))}
+    of_study = ("trials", "startup_trials", "prune", "max_minutes")
+    more = {name: how.pop(name) for name in of_study}
     task = corpus.task(say)
     try:
         if dry_run:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -136,9 +137,14 @@ class Run:
         return results.read(self.results)
 
 
-def tuned(task, folder=None, recipe=RECIPE, **changes):
+def tuned(task, folder=None, recipe: Any = RECIPE, **changes: Any):
     """A study by the library."""
-    how = {"space": SEARCH, "trials": 3, "startup_trials": 2, "examples_per_class": 1}
+    how: dict[str, Any] = {
+        "space": SEARCH,
+        "trials": 3,
+        "startup_trials": 2,
+        "examples_per_class": 1,
+    }
     return dj.tune(task, recipe, folder=folder, **how | changes)
 
 
@@ -239,7 +245,7 @@ def test_a_trial_is_the_distillation_that_its_settings_make(whole, task):
     recipe = RECIPE.replace(**row["params"])
     assert recipe.meta.lr != RECIPE.meta.lr
     setup = build(task, recipe, start_of(task, recipe, 3, 0), 0)
-    found = distill(task, recipe, examples=3, setup=setup)
+    found = distill(task, recipe, examples=3, setup=setup, progress=False)
     seen = [[r["step"], r["accuracy"]] for r in found.history]
     assert row["reports"] == seen and row["best_step"] == found.best_step
     key = jax.random.fold_in(jax.random.key(0), 30)
@@ -327,7 +333,7 @@ def test_killed_it_goes_on_as_if_it_never_stopped(whole, corpus, tmp_path):
 
 
 def _cache() -> str:
-    return str(jax.config.jax_compilation_cache_dir)
+    return str(jax.config.values["jax_compilation_cache_dir"])
 
 
 def test_a_row_that_was_not_written_is_written_later(made_up, task, tmp_path):
@@ -467,7 +473,12 @@ def test_what_is_the_users_own_is_searched_under_its_name(task, tmp_path):
         "inner__lr": SPACE["inner__lr"],
         "inner__passes": Range(2, 9),
     }
-    how = {"space": wanted, "baseline": first_ones, "trials": 5, "startup_trials": 5}
+    how: dict[str, Any] = {
+        "space": wanted,
+        "baseline": first_ones,
+        "trials": 5,
+        "startup_trials": 5,
+    }
     found = tuned(task, tmp_path, recipe, **how)
     first, *others = [row["params"] for row in found.rows]
     assert first == {"inner__optimizer": "sign", "inner__lr": 0.1, "inner__passes": 4}
@@ -512,7 +523,7 @@ def test_the_present_settings_are_within_what_is_searched():
     left = set(SPACE) - set(space.space_of(frozen))
     assert left == {"meta__lr_labels", "meta__lr_steps"}
     asked = tune.space_of("start, inner_lr", real=False)
-    assert list(asked) == ["inner__lr", "start__kind"]
+    assert asked is not None and list(asked) == ["inner__lr", "start__kind"]
     assert set(space.space_of(recipe, asked)["inner__lr"]) == {"momentum"}
 
 
