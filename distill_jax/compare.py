@@ -242,7 +242,7 @@ def made_rows(
     of_seeds = []
     for seed in range(p.seed, p.seed + group.num_seeds):
         sets = method(task, group.examples_per_class, seed)
-        several = isinstance(sets, list | tuple) and not isinstance(sets, TrainingSet)
+        several = isinstance(sets[0], TrainingSet)
         of_seeds.append(list(sets) if several else [as_set(task, sets)])
     compute = (time.perf_counter() - began) / group.num_seeds
     before = [sets[0].seconds for sets in of_seeds if sets[0].seconds is not None]
@@ -275,7 +275,8 @@ def made_rows(
                 theta_0=task.theta_0,
                 selected_on=getattr(method, "selected_on", "validation"),
                 bytes=_mean([one.bytes for one in sets]),
-                labels_read=sets[0].labels_read,
+                # What a method does not say was all there to be read.
+                labels_read=_or_all(sets[0].labels_read, task),
                 seconds=compute * group.num_seeds + time.perf_counter() - began,
                 compute_seconds=compute,
             )
@@ -295,6 +296,10 @@ def _inits(protocol: Protocol, num_sets: int) -> list[list[int]]:
 def _all_same(sets: Sequence[TrainingSet]) -> bool:
     """Whether a choice does not depend on chance: the same sentences for all seeds."""
     return all(one.texts and set(one.texts) == set(sets[0].texts or ()) for one in sets)
+
+
+def _or_all(labels_read: int | None, task: Task) -> int:
+    return len(task.labels) if labels_read is None else labels_read
 
 
 def _mean(sizes: Sequence[int | None]) -> int | None:

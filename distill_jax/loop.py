@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import checkpoints as ckpt
-from distill_jax.parallel import MetaSteps, first_says, on_any_host
+from distill_jax.parallel import MetaSteps, fetched, first_says, on_any_host
 from distill_jax.types import Batch, MetaInfo, MetaState
 
 # No meta-step ever has this number.
@@ -30,8 +30,8 @@ _VALIDATION = np.uint32(2**32 - 1)
 
 REPORT_EVERY = 10  # meta-steps, unless told otherwise
 
-# Of a dispatch: a signal waits for its end.
-_SECONDS = 0.5
+# Of a dispatch: a signal waits for the end of two.
+_SECONDS = 0.25
 
 
 class NonFiniteMetaGradient(ArithmeticError):
@@ -153,10 +153,10 @@ def distill(
 ) -> DistillResult:
     """Takes meta-steps, keeps the best distilled data, saves, and resumes.
 
-    Ctrl-C and SIGTERM end the run after the dispatch at hand, with a checkpoint; a
-    second one ends it at once. A dispatch takes half a second, or one meta-step where
-    that is longer; with several hosts, up to `report_every` meta-steps, as their
-    clocks differ.
+    Ctrl-C and SIGTERM end the run after the dispatches at hand, with a checkpoint; a
+    second one ends it at once. There are up to two, of a quarter of a second each, or
+    one meta-step where that is longer; with several hosts, of up to `report_every`
+    meta-steps, as their clocks differ.
 
     Args:
         steps: from `parallel.meta_steps`.
@@ -217,9 +217,9 @@ def distill(
             arrays = {"state": _to_host(state), "best": record.best}
             ckpt.save(checkpoints, step, arrays, record.facts(), settings)
 
-    def progress(losses: list[float], row: dict[str, Any] | None) -> Progress:
+    def progress(losses: list[float], row: dict[str, Any] | None, at: int) -> Progress:
         return Progress(
-            step,
+            at,
             schedule.num_meta_steps,
             _mean(losses),
             record.skipped_in_a_row,
@@ -232,32 +232,48 @@ def distill(
         if last is None:
             row = validated()
             save()
-            report(progress([], row))
+            report(progress([], row, step))
         train = steps.place(train)
         losses: list[float] = []
-        at_once = 1
+        queue: list[_Dispatch] = []  # on the device; the host works meanwhile
+        at_once, began = 1, time.perf_counter()
+
+        def arrived() -> int:
+            """Waits for the oldest dispatch, and tells of it; gives the next size."""
+            nonlocal began
+            one = queue.pop(0)
+            infos = fetched(one.infos, one.n)
+            losses.extend(record.take(infos, state, one.step, schedule, checkpoints))
+            if one.reports:
+                report(progress(losses, None, one.step + one.n))
+                losses.clear()
+            seconds, began = time.perf_counter() - began, time.perf_counter()
+            return _next_size(one.n, seconds, schedule.report_every)
+
         while step < schedule.num_meta_steps:
             n = min(at_once, schedule.until_event(step))
             rows = _rows(next_rows, step, n, schedule.report_every, len(train.y))
-            began = time.perf_counter()
             state, infos = steps.run(state, key, rows, n, train, num_inits)
-            infos = _unstacked(jax.device_get(infos))[:n]  # waits
-            at_once = _next_size(n, time.perf_counter() - began, schedule.report_every)
-            losses += record.take(infos, state, step, schedule, checkpoints)
-            step += n
+            first, step = step, step + n
             at_end = step == schedule.num_meta_steps
             validates = at_end or step % schedule.validate_every == 0
             saves = at_end or step % schedule.checkpoint_every == 0
-            reports = validates or step % schedule.report_every == 0
+            reports = step % schedule.report_every == 0
             stops = on_any_host(bool(caught))
+            halts = validates or saves or stops  # else the last one stays in the queue
+            queue.append(_Dispatch(first, n, infos, reports and not halts))
+            while len(queue) > (0 if halts else 1):
+                at_once = arrived()
             row = validated() if validates else None
             if saves or stops:
                 save()
-            if reports:
-                report(progress(losses, row))
-                losses = []
+            if halts and (validates or reports):
+                report(progress(losses, row, step))
+                losses.clear()
             if stops:
                 raise _interrupted(caught, step, schedule, checkpoints)
+            if halts:
+                began = time.perf_counter()
     return DistillResult(
         record.best,
         record.best_accuracy,
@@ -266,6 +282,15 @@ def distill(
         _to_host(state),
         last,
     )
+
+
+class _Dispatch(NamedTuple):
+    """`n` meta-steps from `step` on that may not be done; `reports` when they are."""
+
+    step: int
+    n: int
+    infos: Any
+    reports: bool
 
 
 @dataclasses.dataclass
@@ -347,11 +372,6 @@ def _next_size(n: int, seconds: float, most: int) -> int:
     if jax.process_count() > 1:
         return most  # the same on every host
     return max(1, min(most, int(n * _SECONDS / seconds)))
-
-
-def _unstacked(infos: MetaInfo) -> list[MetaInfo]:
-    leaves, structure = jax.tree.flatten(infos)
-    return [structure.unflatten(one) for one in zip(*leaves, strict=True)]
 
 
 def _to_host(tree):

@@ -52,11 +52,12 @@ class MetaSteps(NamedTuple):
     Attributes:
         place: `(train) -> train`, on the devices; done once, since `run` would copy
             what lies elsewhere at each call.
-        run: `(state, key, rows [K, R], n, train, num_inits) -> (state, infos [K])`:
+        run: `(state, key, rows [K, R], n, train, num_inits) -> (state, infos)`:
             takes n <= K meta-steps. That with number k, which the state counts, draws
             its theta_0 from `split(fold_in(key, k), num_inits)`; the real batch of the
-            i-th taken is the rows `rows[i]` of `train`. Infos from the n-th on mean
-            nothing. One program serves any n.
+            i-th taken is the rows `rows[i]` of `train`. The infos are stacked `[K]`, or
+            a list, see `fetched`. It does not wait for the device. One program serves
+            any n.
     """
 
     place: Callable[[Batch], Batch]
@@ -71,11 +72,15 @@ def meta_steps(
     devices: Devices = None,
     how: str | None = None,
     sequential: bool = False,
+    looped: bool | None = None,
 ) -> MetaSteps:
     """Makes many meta-steps that are one dispatch; see the module for arguments.
 
     Args:
         how: a name of `PARALLEL`; None is `jit` on one device, else `shard_map`.
+        looped: one program that loops, not one that is dispatched n times, in a queue.
+            None is so but on CPU, where a step takes longer inside of a loop than
+            dispatches take.
 
     Raises:
         ValueError: for `jit` on several devices, or an unknown name; from `run`, if
@@ -86,21 +91,26 @@ def meta_steps(
         how = "jit" if one else "shard_map"
     if how not in PARALLEL:
         raise ValueError(f"how must be one of {sorted(PARALLEL)}, got {how!r}")
+    if looped is None:
+        looped = jax.default_backend() != "cpu"
+
+    def one_step(num_inits, share, axis_name, state, key, taken, train):
+        keys = jax.random.split(jax.random.fold_in(key, state.step), num_inits)
+        return meta_step(
+            objective,
+            init_fn,
+            meta_tx,
+            state,
+            share(keys),
+            jax.tree.map(lambda a: a[taken], train),
+            sequential=sequential,
+            axis_name=axis_name,
+        )
 
     def steps(num_inits, share, axis_name, state, key, rows, n, train):
         @partial(jax.jit, inline=True)  # so that it is traced once, not twice
         def one(state, taken):
-            keys = jax.random.split(jax.random.fold_in(key, state.step), num_inits)
-            return meta_step(
-                objective,
-                init_fn,
-                meta_tx,
-                state,
-                share(keys),
-                jax.tree.map(lambda a: a[taken], train),
-                sequential=sequential,
-                axis_name=axis_name,
-            )
+            return one_step(num_inits, share, axis_name, state, key, taken, train)
 
         def body(i, carry):
             state, info = one(carry[0], rows[i])
@@ -112,13 +122,30 @@ def meta_steps(
         )
         return lax.fori_loop(0, n, body, (state, infos))
 
-    compiled = cache(lambda num_inits: _spread(how, devices, partial(steps, num_inits)))
+    body = steps if looped else one_step
+    compiled = cache(lambda num_inits: _spread(how, devices, partial(body, num_inits)))
 
     def run(state, key, rows, n, train, num_inits):
         rows, n = np.asarray(rows, np.int32), np.asarray(n, np.int32)
         return compiled(num_inits)(state, key, rows, n, train)
 
-    return MetaSteps(_placing(how, devices), run)
+    def run_queued(state, key, rows, n, train, num_inits):
+        infos = []
+        for taken in np.asarray(rows, np.int32)[:n]:
+            state, info = compiled(num_inits)(state, key, taken, train)
+            infos.append(info)
+        return state, infos
+
+    return MetaSteps(_placing(how, devices), run if looped else run_queued)
+
+
+def fetched(infos: Any, n: int) -> list[MetaInfo]:
+    """The infos of n meta-steps on the host, one for each; waits for the device."""
+    infos = jax.device_get(infos)
+    if isinstance(infos, list):
+        return infos[:n]
+    leaves, structure = jax.tree.flatten(infos)
+    return [structure.unflatten(one) for one in zip(*leaves, strict=True)][:n]
 
 
 def jit_meta_step(objective, init_fn, meta_tx, *, devices=None, sequential=False):

@@ -311,8 +311,10 @@ def command(argv: Sequence[str] | None = None) -> str:
     """
     program, *arguments = sys.argv if argv is None else argv
     script = Path(program)
-    folder = script.resolve().parent
-    if script.suffix == ".py" and folder.parent == Path(__file__).resolve().parents[1]:
+    folder, package = script.resolve().parent, Path(__file__).resolve().parent
+    if folder == package / "experiments":  # in a wheel
+        start = ["python", "-m", "distill_jax", script.stem]
+    elif script.suffix == ".py" and folder.parent == package.parent:
         inside = [] if script.stem == "__main__" else [script.stem]
         start = ["python", "-m", ".".join([folder.name, *inside])]
     else:

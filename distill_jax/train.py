@@ -88,7 +88,7 @@ class TrainingSet(NamedTuple):
     Attributes:
         batch: `[n, ...]`, token ids or embedded sentences; its `y` hard or soft.
         native: train in its order and step sizes; None for standard training.
-        labels_read: labels of train that were looked at to make it.
+        labels_read: labels of train that were looked at to make it; None: all.
         bytes: that it takes on disk.
         texts: the sentences, where they are text.
         seconds: that it took, if it was made before.
