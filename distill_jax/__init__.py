@@ -32,6 +32,7 @@ from distill_jax.results import Result
 from distill_jax.stored import load
 from distill_jax.task import Task, make_task
 from distill_jax.train import Protocol, TrainingSet, evaluate, train
+from distill_jax.tune import Range, tune
 from distill_jax.types import Batch, Distilled, MetaInfo, MetaState, Model
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "MetaState",
     "Model",
     "Protocol",
+    "Range",
     "Recipe",
     "Result",
     "Start",
@@ -76,6 +78,7 @@ __all__ = [
     "selected",
     "selection",
     "train",
+    "tune",
     "unroll",
     "unrolled",
 ]

@@ -37,6 +37,15 @@ from distill_jax.train import Native, native_scorer, part_of
 from distill_jax.types import Batch, Distilled, InitFn, MetaState
 
 FROZEN_BYTES = 2**31  # else each meta-step reads its own real batch
+# What a traced meta-step reads from its state, so that its program serves any.
+_IN_STATE: dict[str, Any] = {
+    "inner__lr": 1.0,
+    "start__kind": "real",
+    "start__label_logit": 1.0,
+    "meta__lr": 1.0,
+    "meta__lr_labels": 1.0,
+    "meta__lr_steps": 1.0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +220,11 @@ def build(
         init_fn = partial(_fixed, task.model.init, seed)
     tx = meta_tx(recipe, traced=traced)
     # Seeds of a recipe, and trials of a tuner, share what is compiled.
-    same = [recipe.described, start.raw_lr.shape, start.ragged, traced, how]
+    program = recipe
+    if traced:  # these are in the state
+        clip = float(meta.clip_norm > 0)
+        program = recipe.replace(**_IN_STATE, meta__clip_norm=clip)
+    same = [program.described, start.raw_lr.shape, start.ragged, traced, how]
     same += [None if meta.theta_0 == "random" else seed, str(devices)]
     steps = task.once(
         ("meta-steps", digest(described(same))),
