@@ -374,7 +374,8 @@ def test_several_processes_share_the_work(task, tmp_path, monkeypatch):
         held.__exit__(None, None, None)
 
     monkeypatch.setattr(LIBRARY.time, "sleep", other_ends)
-    held = LIBRARY._claimed(rows, task, groups[0], facts)
+    key = LIBRARY.digest([task.sha256, facts, *groups[0]])
+    held = LIBRARY.Claims(tmp_path / "locks", "rows").of(key)
     assert held.__enter__()
     found = dj.compare(task, methods, [1], **settings)
     assert made == ["k_center"]
