@@ -4,7 +4,17 @@ Dataset distillation and active learning on text as pure functions in JAX. What 
 named here is public.
 """
 
-from distill_jax import data, gradients, losses, models, objectives, queries, selection
+from distill_jax import (
+    active,
+    data,
+    gradients,
+    losses,
+    models,
+    objectives,
+    queries,
+    selection,
+)
+from distill_jax.active import acquire
 from distill_jax.compare import compare, distilled, queried, saved, selected
 from distill_jax.core import (
     SGD,
@@ -22,6 +32,7 @@ from distill_jax.results import Result
 from distill_jax.stored import load
 from distill_jax.task import Task, make_task
 from distill_jax.train import Protocol, TrainingSet, evaluate, train
+from distill_jax.tune import Range, tune
 from distill_jax.types import Batch, Distilled, MetaInfo, MetaState, Model
 
 __all__ = [
@@ -36,11 +47,14 @@ __all__ = [
     "MetaState",
     "Model",
     "Protocol",
+    "Range",
     "Recipe",
     "Result",
     "Start",
     "Task",
     "TrainingSet",
+    "acquire",
+    "active",
     "compare",
     "data",
     "distill",
@@ -64,6 +78,7 @@ __all__ = [
     "selected",
     "selection",
     "train",
+    "tune",
     "unroll",
     "unrolled",
 ]

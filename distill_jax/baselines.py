@@ -29,9 +29,8 @@ def tfidf(dataset: Dataset) -> Baseline:
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
-    weigh = TfidfVectorizer(
-        tokenizer=tokenize, token_pattern=None, lowercase=False, ngram_range=(1, 2)
-    )
+    settings: Any = {"tokenizer": tokenize, "token_pattern": None, "lowercase": False}
+    weigh = TfidfVectorizer(ngram_range=(1, 2), **settings)
     train = weigh.fit_transform(dataset.train.texts)
     validation = weigh.transform(dataset.validation.texts)
     best: tuple[float, Any] | None = None
@@ -41,9 +40,8 @@ def tfidf(dataset: Dataset) -> Baseline:
         for penalty in PENALTIES:
             model = LogisticRegression(C=penalty, max_iter=300)
             model.fit(train, dataset.train.labels)
-            score = float(
-                (model.predict(validation) == dataset.validation.labels).mean()
-            )
+            found = np.asarray(model.predict(validation))
+            score = float(np.mean(found == dataset.validation.labels))
             if best is None or score > best[0]:
                 best = (score, model)
     assert best is not None

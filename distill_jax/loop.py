@@ -9,11 +9,8 @@ of the result.
 import dataclasses
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +20,15 @@ import numpy as np
 
 from distill_jax import checkpoints as ckpt
 from distill_jax.parallel import MetaSteps, fetched, first_says, on_any_host
+from distill_jax.signals import Interrupted, caught_signals, interrupted
 from distill_jax.types import Batch, MetaInfo, MetaState
 
 # No meta-step ever has this number.
 _VALIDATION = np.uint32(2**32 - 1)
 
+
 REPORT_EVERY = 10  # meta-steps, unless told otherwise
+
 
 # Of a dispatch: a signal waits for the end of two.
 _SECONDS = 0.25
@@ -36,19 +36,6 @@ _SECONDS = 0.25
 
 class NonFiniteMetaGradient(ArithmeticError):
     """Several meta-gradients in a row were not finite; says which part and why."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was stopped by a signal, after saving.
-
-    Attributes:
-        signal: `signal.SIGINT` or `signal.SIGTERM`.
-        step: meta-steps done.
-    """
-
-    def __init__(self, message: str, caught: signal.Signals, step: int):
-        super().__init__(message)
-        self.signal, self.step = caught, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +215,7 @@ def distill(
             row,
         )
 
-    with _caught_signals() as caught:
+    with caught_signals() as caught:
         if last is None:
             row = validated()
             save()
@@ -271,7 +258,7 @@ def distill(
                 report(progress(losses, row, step))
                 losses.clear()
             if stops:
-                raise _interrupted(caught, step, schedule, checkpoints)
+                raise interrupted(caught, step, schedule, checkpoints)
             if halts:
                 began = time.perf_counter()
     return DistillResult(
@@ -458,33 +445,11 @@ def _non_finite(info: MetaInfo, state: MetaState, step, in_a_row, folder):
     )
 
 
-def _interrupted(caught: list[signal.Signals], step, schedule, folder) -> Interrupted:
-    by = caught[0] if caught else signal.SIGTERM  # else: another host was told
-    done = f"stopped by {by.name} after step {step} of {schedule.num_meta_steps}"
-    if folder is None:
-        return Interrupted(f"{done}; nothing was saved: no checkpoint folder", by, step)
-    return Interrupted(f"{done}; saved in {folder}: resume to go on", by, step)
-
-
-@contextmanager
-def _caught_signals() -> Iterator[list[signal.Signals]]:
-    """Notes the first SIGINT or SIGTERM; raises at the second.
-
-    A step that is cut short has already given its state away.
-    """
-    caught: list[signal.Signals] = []
-
-    def note(number, frame):
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(signal.Signals(number))
-
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler or signal.SIG_DFL)
+__all__ = [
+    "DistillResult",
+    "Interrupted",
+    "NonFiniteMetaGradient",
+    "Progress",
+    "Schedule",
+    "distill",
+]

@@ -99,8 +99,8 @@ def described(thing: Any) -> Any:
         return [described(item) for item in thing]
     if hasattr(thing, "shape") and hasattr(thing, "dtype"):
         return hashlib.sha256(np.ascontiguousarray(thing).tobytes()).hexdigest()
-    if hasattr(thing, "__wrapped__"):  # compiled by jit
-        return described(thing.__wrapped__)
+    if (inside := getattr(thing, "__wrapped__", None)) is not None:  # a jit's
+        return described(inside)
     return type(thing).__qualname__
 
 

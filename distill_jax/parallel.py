@@ -61,7 +61,7 @@ class MetaSteps(NamedTuple):
     """
 
     place: Callable[[Batch], Batch]
-    run: Callable[..., tuple[MetaState, MetaInfo]]
+    run: Callable[..., tuple[MetaState, Any]]
 
 
 def meta_steps(

@@ -20,6 +20,7 @@ class Bars:
             self.close()
             self.what = (what, total)
             self.bar = tqdm(total=total, desc=what, leave=False, delay=2, mininterval=1)
+        assert self.bar is not None
         self.bar.update(done - self.bar.n)
         if done >= total:
             self.close()

@@ -135,7 +135,7 @@ class Queried:
             "scorers",
             lambda: active.Scorers(*map(jax.jit, active.scorers(noisy.model))),
         )
-        done = active.acquire(
+        done = active.ask_in_rounds(
             query,
             active.Pool.unlabelled(len(rows)).ask(first),
             oracle,

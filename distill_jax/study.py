@@ -30,14 +30,18 @@ def need_optuna():
 
 @contextmanager
 def opened(
-    folder: Path, settings: dict[str, Any], *, warmup: int, startup_trials: int
+    folder: str | Path | None,
+    settings: dict[str, Any],
+    *,
+    warmup: int,
+    startup_trials: int,
 ) -> Iterator[Any]:
     """The study in a folder, made where there is none.
 
     Trials that a process was at when it ended are given up.
 
     Args:
-        folder: exists.
+        folder: made if absent; nothing is kept where it is None.
         settings: what the study must agree on; what JSON can hold.
         warmup: reports up to this step stop no trial early; below 0: none does.
         startup_trials: completed trials before any is stopped early.
@@ -56,7 +60,7 @@ def opened(
         pruner = optuna.pruners.MedianPruner(
             n_startup_trials=startup_trials, n_warmup_steps=warmup
         )
-    with _alone(folder), _storage(optuna, folder / "study.db") as storage:
+    with _storage(optuna, folder) as storage:
         study = optuna.create_study(
             storage=storage,
             study_name="tune",
@@ -113,17 +117,18 @@ def rows_of(study) -> list[result_rows.Row]:
     return [trial.user_attrs["row"] for trial in done]
 
 
-def _agree(study, settings: dict[str, Any], folder: Path) -> None:
+def _agree(study, settings: dict[str, Any], folder: Any) -> None:
     before = study.user_attrs.get("settings")
     if before is None:
         study.set_user_attr("id", uuid.uuid4().hex[:12])
         study.set_user_attr("settings", settings)
         return
     for name in sorted({*before, *settings}):
-        if before.get(name) != settings.get(name):
+        told = [repr(d[name]) if name in d else "absent" for d in (before, settings)]
+        if told[0] != told[1]:
             raise ValueError(
-                f"{folder} has a study with another {name}, {before.get(name)!r}, now "
-                f"{settings.get(name)!r}: use those settings or another --out"
+                f"{folder} has a study with another {name}, {told[0]}, now {told[1]}: "
+                "use those settings or another folder"
             )
 
 
@@ -137,7 +142,7 @@ def _alone(folder: Path) -> Iterator[None]:
         except sqlite3.OperationalError as error:
             raise ValueError(
                 f"another process is tuning in {folder} ({error}): wait for it, or use "
-                "another --out"
+                "another folder"
             ) from error
         yield
     finally:
@@ -145,7 +150,18 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _storage(optuna, path: Path) -> Iterator[Any]:
+def _storage(optuna, folder: str | Path | None) -> Iterator[Any]:
+    if folder is None:
+        yield optuna.storages.InMemoryStorage()
+        return
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder), _file(optuna, folder / "study.db") as storage:
+        yield storage
+
+
+@contextmanager
+def _file(optuna, path: Path) -> Iterator[Any]:
     from sqlalchemy import URL
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -155,12 +171,12 @@ def _storage(optuna, path: Path) -> Iterator[Any]:
     except SQLAlchemyError as error:
         raise OSError(
             f"{path} cannot be read as a study ({error.__cause__ or error}): delete "
-            "it, or use another --out"
+            "it, or use another folder"
         ) from error
     except RuntimeError as error:  # how Optuna tells of a file of another version
         raise ValueError(
             f"{path} is of another version of Optuna ({error}): use that one, or "
-            "another --out"
+            "another folder"
         ) from error
     try:
         yield storage

@@ -174,7 +174,7 @@ def make_task(
     table = _vectors(embedder, words, seed)
     scale = float(1 / table.table[2:].std())
     network = make(jnp.asarray(table.table * scale), dataset.num_classes, **settings)
-    batches = {
+    batches: Any = {
         split: one_hot_batch(tokens, labels, dataset.num_classes)
         for split, (tokens, labels) in data.encode(
             dataset, table.vocabulary, length
@@ -198,7 +198,7 @@ def make_task(
 def _vectors(embedder: Any, words: data.Vocabulary, seed: int) -> data.Vectors:
     if isinstance(embedder, data.Vectors):
         return embedder
-    if callable(embedder):
+    if not isinstance(embedder, str | Path):
         return embedder(words)
     if embedder == "glove":
         return data.glove(words)

@@ -9,10 +9,9 @@ split is read by `Judge.test_accuracies` alone.
 Axes: n examples of a set, N of train, T steps, R networks, C classes.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,77 +38,21 @@ from distill_jax.fit import (
     part_of,
     tune,
 )
-from distill_jax.recipe import setting
+from distill_jax.protocol import Native, Protocol, TrainingSet, purpose_keys
 from distill_jax.task import Task, in_chunks, minibatches
-from distill_jax.types import Batch, Distilled, Params
+from distill_jax.types import Batch, Params
 
 # The grid that every set is tuned on: 12 recipes.
 STEP_SIZES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+
+
 NUM_STEPS = (50, 200)
+
+
 FULL_STEP_SIZES, FULL_BATCH = (1e-3, 3e-3), 64  # of all data
 
+
 Report = Callable[[str, int, int], None]  # (what, done, of how many)
-
-
-@dataclasses.dataclass(frozen=True)
-class Protocol:
-    """How every set is trained on and judged, the same for all that are compared."""
-
-    seed: int = setting(0, "Of everything random.")
-    test_inits: int = setting(20, "Fresh random theta_0 for each number reported.")
-    tuning_inits: int = setting(3, "Theta_0 for each recipe tried on validation.")
-    selection_seeds: int = setting(5, "Draws of each choice of real examples.")
-    batch: int = setting(
-        32, "Examples in a minibatch of ordinary training.", flag="fit_batch"
-    )
-    validation_examples: int = setting(1000, "Validation examples used, at most.")
-    full_epochs: int = setting(8, "Epochs tried for full data, at most.")
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            least = 0 if field.name == "seed" else 1
-            if getattr(self, field.name) < least:
-                raise ValueError(
-                    f"{field.name} must be at least {least}, got "
-                    f"{getattr(self, field.name)}"
-                )
-
-
-class Native(NamedTuple):
-    """A set in its own order: S minibatches, E passes, and the inner optimizer."""
-
-    distilled: Distilled
-    inner_tx: optax.GradientTransformation
-
-
-class TrainingSet(NamedTuple):
-    """What is trained on, in one way.
-
-    Attributes:
-        batch: `[n, ...]`, token ids or embedded sentences; its `y` hard or soft.
-        native: train in its order and step sizes; None for standard training.
-        labels_read: labels of train that were looked at to make it; None: all.
-        bytes: that it takes on disk.
-        texts: the sentences, where they are text.
-        seconds: that it took, if it was made before.
-    """
-
-    batch: Batch
-    native: Native | None = None
-    labels_read: int | None = None
-    bytes: int | None = None
-    texts: tuple[str, ...] | None = None
-    seconds: float | None = None
-
-    @property
-    def labels(self) -> str:
-        """`hard` where each row of `y` is 0 and 1, else `soft`."""
-        return "hard" if float(self.batch.y.max(-1).min()) > 1 - 1e-6 else "soft"
-
-    @property
-    def training(self) -> str:
-        """`standard` or `native`."""
-        return "standard" if self.native is None else "native"
 
 
 class Judge:
@@ -358,21 +301,6 @@ def _on_all(task, key, lr, data, num_epochs: int, every: bool, visit: Visit):
     return fit(task.loss_fn, data, order, theta_0, optax.adam(lr), stops, visit=visit)[
         1
     ]
-
-
-class Keys(NamedTuple):
-    """One key for each purpose, so that none meets another."""
-
-    tuning: jax.Array
-    test: jax.Array
-    select: jax.Array
-    query: jax.Array
-    teacher: jax.Array
-
-
-def purpose_keys(seed: int) -> Keys:
-    """The keys of a comparison with that seed."""
-    return Keys(*jax.random.split(jax.random.fold_in(jax.random.key(seed), 20), 5))
 
 
 def train(

@@ -10,232 +10,219 @@ With --oracle=human the sentences are written to a file for somebody to label, a
 run goes on with --resume.
 """
 
+import dataclasses
 import shutil
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import jax
-import numpy as np
+from distill_jax import active, checkpoints, data, queries
+from distill_jax.active import Rounds, Training, annotation
+from distill_jax.compare import duration
+from distill_jax.progress import Bars
+from distill_jax.recipe import setting
+from distill_jax.report import curves, page, pages
+from distill_jax.results import Result
+from distill_jax.task import Task
 
-from distill_jax import active, queries, statistics
-from distill_jax import checkpoints as ckpt
-from distill_jax import results as result_rows
-from distill_jax.active import annotation
-from distill_jax.report import curves, page, plots
-from distill_jax.task import labels_of
-from experiments import config as flagged
-from experiments import pages
-from experiments.acquisition import NOTES, PRESETS, Config, Learner, load
-from experiments.rounds import Run, append_once, fingerprint, rows_of
-from experiments.running import duration, told_in_a_line
+from . import cli, presets
 
-_FULL = 2**31 + 1  # no round has this number
+NOTES = {
+    "jacobs2021": (
+        "As Jacobs et al. (2021), with these faults of its code mended: the three "
+        "repeats differ, in their start set too; random asks for other sentences in "
+        "each; the epoch restored is the one that was best, not the one before it; "
+        "accuracy counts every test sentence alike; ties are broken at random."
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """Who asks, and who answers."""
+
+    query: str = setting(
+        "random,bald", "What to ask: " + ", ".join(queries.QUERIES) + "; with commas."
+    )
+    oracle: str = setting(
+        "simulated", "Who gives the labels.", choices=("simulated", "human")
+    )
+    oracle_noise: float = setting(0.0, "Share of labels that are wrong.")
+    pool: str | None = setting(
+        None, "With --oracle=human: a file of unlabelled text, in the place of train."
+    )
+    full: bool = setting(True, "Train on all labels too.")
+    seeds: int = setting(3, "Repeats, each with its own start set.")
+
+    def __post_init__(self):
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+        if not 0 <= self.oracle_noise <= 1:
+            raise ValueError(f"oracle_noise must be in [0, 1], got {self.oracle_noise}")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"--query names one twice: {self.query}")
+        if self.oracle == "human" and (len(self.names) > 1 or self.seeds > 1):
+            raise ValueError("--oracle=human needs one --query, and --seeds=1")
+        if self.oracle != "human" and self.pool:
+            raise ValueError("--pool has no labels: it needs --oracle=human")
+
+    @property
+    def names(self) -> list[str]:
+        """The queries."""
+        return [name.strip() for name in self.query.split(",")]
+
+
+GROUPS = (cli.Corpus, Asking, Rounds, Training)
+
+
+def settings(values: Mapping[str, Any]) -> tuple[cli.Corpus, Asking, Rounds, Training]:
+    """What flags ask for; networks have dropout unless told otherwise.
+
+    Raises:
+        ValueError: for what makes no sense, before anything is read.
+    """
+    corpus, asking, rounds, training = (cli.settings(g, values) for g in GROUPS)
+    network = {"dropout": 0.2} | dict(corpus.model_settings)
+    corpus = dataclasses.replace(corpus, model_settings=network)
+    if corpus.seed < 0:
+        raise ValueError(f"--seed must not be negative, got {corpus.seed}")
+    for name in asking.names:
+        active.check_passes(queries.get(name), rounds.passes, name)
+    if asking.oracle == "human" and (rounds.start == "balanced" or asking.oracle_noise):
+        raise ValueError(
+            "--oracle=human knows no label beforehand: use --start=random, or "
+            "a file of ids, and no --oracle_noise"
+        )
+    training = dataclasses.replace(training, validation_seed=corpus.seed)
+    return corpus, asking, rounds, training
 
 
 def run(
-    config: Config,
+    values: Mapping[str, Any],
     *,
+    out: Path,
+    rows: Path,
     preset: str | None = None,
-    out: str | Path,
-    results: str | Path,
     resume: bool = False,
+    overwrite: bool = False,
     dry_run: bool = False,
     show: bool = False,
     say: Callable[[str], None] = print,
-) -> list[result_rows.Row]:
+) -> list[Result]:
     """Runs each query with each seed, and writes down every round.
 
     Args:
-        config: the settings.
-        preset: the name of the paper whose settings they are.
+        values: settings by flag.
         out: folder of the run: a checkpoint of every round, what was asked, a figure
             and the page.
-        results: the `.jsonl` file that rows are appended to.
-        resume: go on with the run in `out`.
-        dry_run: stop after the plan and the estimate.
-        show: open the page in a browser.
+        rows: the `.jsonl` file that rows are appended to.
+        preset, resume, overwrite, dry_run, show: as the flags.
         say: where text goes.
 
     Returns:
-        The rows of this run, those appended before a resume too. None while a human
+        The rows of this run, those appended before a resume too; none while a human
         has to label.
 
     Raises:
         ValueError: for a run in `out` without `resume`; and as all that is called does.
         pages.NotDrawn: if the figure or the page cannot be written; the rows are.
     """
-    out = Path(out)
-    if not (resume or dry_run):
+    corpus, asking, rounds, training = settings(values)
+    if not (resume or overwrite or dry_run):
         _refuse_other_runs(out)
-    task = load(config, say)
-    learner = Learner(config, task)
+    task = corpus.task(say, prepare=lambda found: _pooled(found, corpus, asking, say))
+    shared = {"rounds": rounds, "training": training, "report": Bars()}
+    shared |= {"full": asking.full and asking.oracle == "simulated"}
+    plan = active.plan(task, rounds, asking.names)
     if preset in NOTES:
         say(NOTES[preset])
-    say(_plan(config, learner))
-    say(_estimate(config, learner))
+    say(_planned(task, plan, asking, rounds, training))
+    seconds = active.estimate(task, asking.names, seeds=asking.seeds, **shared)
+    told = "without what the queries themselves compute"
+    say(f"Estimate: {duration(seconds)}, {told}.")
     if dry_run:
         return []
-    full = _full(config, learner, out, say)
-    rows = []
-    for seed in range(config.seed, config.seed + config.seeds):
-        for name in config.names:
-            one = Run(config, learner, name, seed, out / f"{name}-{seed}", resume)
-            try:
-                one.go(say)
-            except annotation.AwaitingLabels as waiting:
-                say(f"\n{waiting}")
-                return []
-            fresh = rows_of(config, learner, one, full, preset)
-            append_once(results, fresh)
-            rows += fresh
-    say("\n" + _table(rows))
-    with pages.after_rows(results, "the same command with --resume"):
-        figure, path = _drawn(rows, out)
+    if overwrite:
+        _remove(out)
+    try:
+        found = active.learning_curves(
+            task,
+            {name: name for name in asking.names},
+            range(corpus.seed, corpus.seed + asking.seeds),
+            partial(_oracle, asking, task, out),
+            folder=out,
+            rows=rows,
+            config=dataclasses.asdict(corpus) | dataclasses.asdict(asking),
+            preset=preset,
+            say=say,
+            **shared,
+        )
+    except annotation.AwaitingLabels as waiting:
+        say(f"\n{waiting}")
+        return []
+    say("\n" + curves.table(found))
+    with pages.after_rows(rows, "the same command with --resume"):
+        figure = curves.draw(out / "curves.png", found)
+        path = page.write(out / pages.NAME, pages.of_active(found, out))
     say(
-        f"\nRows: {results}\nFigure: {figure}\nPage: {path}\n"
+        f"\nRows: {rows}\nFigure: {figure}\nPage: {path}\n"
         f"What was asked: {out}/*/asked.csv"
     )
     if show:
         pages.open_in_browser(path, say)
-    return rows
+    return found
+
+
+def _oracle(asking: Asking, task: Task, out: Path, seed: int) -> active.Oracle:
+    if asking.oracle == "human":
+        folder, dataset = out / f"{asking.names[0]}-{seed}", task.dataset
+        return annotation.by_hand(folder, dataset.train.texts, dataset.label_names)
+    noise = asking.oracle_noise
+    return active.simulated(task.labels, task.num_classes, noise=noise, seed=seed)
 
 
 def _refuse_other_runs(out: Path) -> None:
     for folder in sorted(out.glob("*/checkpoints")):
-        if ckpt.latest_step(folder) is not None:
+        if checkpoints.latest_step(folder) is not None:
             raise ValueError(
                 f"{out} already has a run: --resume it, --overwrite it, or use another "
                 "--out"
             )
 
 
-def _plan(config: Config, learner: Learner) -> str:
-    total, n, sizes = len(learner.task.train.y), learner.num_start, learner.sizes
-    last = n + sum(sizes)
-    kind = config.start if learner.start is None else "given"
+def _remove(out: Path) -> None:
+    for folder in [*out.glob("*/checkpoints"), *out.glob("full")]:
+        shutil.rmtree(folder)
+    for questions in out.glob("*/queried-*.csv"):
+        questions.unlink()
+
+
+def _pooled(
+    dataset: data.Dataset, corpus: cli.Corpus, asking: Asking, say: Callable
+) -> data.Dataset:
+    """The corpus; the texts of --pool, if any, are its train split."""
+    if not asking.pool:
+        return dataset
+    texts = annotation.read_texts(asking.pool, corpus.text_column or "text")
+    pooled = annotation.with_pool(dataset, texts)
+    left_out = len(texts) - len(pooled.train)
+    say(f"  {asking.pool}: {left_out} texts of validation or test")
+    return pooled
+
+
+def _planned(task: Task, plan: active.Plan, asking, rounds, training) -> str:
+    sizes, last, total = plan.sizes, plan.num_labels[-1], len(task.labels)
+    kind = rounds.start if plan.start is None else "given"
     asked = f"{len(sizes)} rounds of {sizes[0]}" if sizes else "no round"
     return (
-        f"Will start from {n} {kind} sentences and ask for more in {asked}, to "
-        f"{last:,} labels ({last / total:.1%} of {total:,}). "
-        f"{', '.join(config.names)}; {config.seeds} seeds, {config.num_inits} networks "
-        f"a round of {config.model}, "
-        f"at most {config.epochs} epochs and the one best by {config.select} on "
-        f"validation kept; {config.passes} passes score the pool."
+        f"Will start from {plan.num_start} {kind} sentences and ask for more in "
+        f"{asked}, to {last:,} labels ({last / total:.1%} of {total:,}). "
+        f"{', '.join(asking.names)}; {asking.seeds} seeds, {training.num_inits} "
+        f"networks a round of {task.model_name}, at most {training.epochs} epochs and "
+        f"the one best by {training.select} on validation kept; {rounds.passes} passes "
+        "score the pool."
     )
-
-
-def _estimate(config: Config, learner: Learner) -> str:
-    """Compiles what a round needs, takes the time of it, and adds up the rounds."""
-    key = jax.random.key(0)
-    pool = active.Pool.unlabelled(len(learner.task.train.y)).ask(np.arange(1))
-    pool = pool.answer(np.arange(1), np.zeros(1, int))
-    theta_0 = learner.train(pool, key, None)
-
-    def timed(fn) -> float:
-        jax.block_until_ready(fn())
-        began = time.perf_counter()
-        jax.block_until_ready(fn())
-        return time.perf_counter() - began
-
-    keys = jax.random.split(key, config.num_inits)
-    rows = np.zeros(
-        (config.num_inits, config.epochs, learner.max_steps, config.batch_size),
-        np.int32,
-    )
-    few, many = 1, min(learner.max_steps, 9)
-
-    def fit(num_steps):
-        return lambda: learner.fit(
-            theta_0, learner.task.train, np.asarray(pool.labels), rows, num_steps, keys
-        )
-
-    base = timed(fit(few))
-    step = max(timed(fit(many)) - base, 0.0) / max(many - few, 1)
-    grown = np.cumsum([learner.num_start, *learner.sizes])
-    fits = sum(base + step * learner.steps(int(n)) for n in grown)
-    test = timed(lambda: learner.test(theta_0)) * len(grown)
-    total = 0.0
-    for name in config.names:
-        score = learner.score_with(queries.get(name))
-        seconds = timed(lambda score=score: score(theta_0, key))
-        total += fits + test + seconds * len(learner.sizes)
-    total *= config.seeds
-    if learner.trains_full:
-        total += base + step * learner.steps(len(learner.task.train.y))
-    return f"Estimate: {duration(total)}, without what the queries themselves compute."
-
-
-def _full(config: Config, learner: Learner, out: Path, say) -> float | None:
-    """Accuracy with all labels, by the same training; kept in `out`."""
-    if not learner.trains_full:
-        return None
-    folder = out / "full"
-    like = {"accuracies": np.zeros(config.num_inits)}
-    about = fingerprint(config, learner.task)
-    if ckpt.latest_step(folder) is None:
-        everything = np.arange(len(learner.task.train.y))
-        pool = active.Pool.unlabelled(len(everything)).ask(everything)
-        pool = pool.answer(everything, labels_of(learner.task.train))
-        key = jax.random.fold_in(jax.random.key(config.seed), _FULL)
-        thetas = learner.train(pool, key, None)
-        found = {"accuracies": np.asarray(learner.test(thetas), float)}
-        ckpt.save(folder, 0, found, {}, about)
-    full = float(ckpt.restore(folder, like, about)[0]["accuracies"].mean())
-    say(f"All {len(learner.task.train.y):,} labels: {full:.1%} on test.")
-    return full
-
-
-def _table(rows: list[result_rows.Row]) -> str:
-    """Accuracy at the end and area under the curve, with intervals of 95%."""
-    found = curves.curves(rows)
-    areas = {name: curves.areas(points) for name, points in found.items()}
-    random = areas.get("random")
-    lines = [
-        f"{'':20} {'labels':>7} {'accuracy':>22} {'area under curve':>22} "
-        f"{'minus random':>24}"
-    ]
-    for name, points in found.items():
-        last = list(points)[-1]
-        line = f"{name:20} {last:>7,} {_interval(points[last]):>22}"
-        area = areas[name]
-        if area is not None:
-            line += f" {_interval(area):>22}"
-            if random is not None and name != "random" and len(area) > 1:
-                pair = statistics.paired_summary(area, random)
-                line += (
-                    f" {100 * pair.difference:+8.1f} "
-                    f"[{100 * pair.low:+.1f}, {100 * pair.high:+.1f}]"
-                )
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def _interval(values: np.ndarray) -> str:
-    found = statistics.summary(values)
-    return f"{found.mean:.1%} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-
-
-def _drawn(rows: list[result_rows.Row], out: Path) -> tuple[Path, Path]:
-    """The figure and the page; as Figure 4 of the comparison paper (Anonymous 2022)."""
-    lines = {
-        name: [_point(labels, values) for labels, values in points.items()]
-        for name, points in curves.curves(rows).items()
-    }
-    figure = plots.plot_curves(
-        out / "curves.png",
-        lines,
-        xlabel="labels",
-        full=rows[0]["full_accuracy_mean"],
-        majority=rows[0]["majority_accuracy"],
-    )
-    return figure, page.write(out / pages.NAME, pages.of_active(rows, out))
-
-
-def _point(labels: int, values: np.ndarray) -> tuple[float, float, float, float]:
-    """With its interval, a bootstrap over seeds and networks."""
-    found = statistics.summary(values)
-    return labels, found.mean, found.low, found.high
 
 
 def main(argv: list[str]) -> None:
@@ -243,27 +230,23 @@ def main(argv: list[str]) -> None:
     from absl import flags
 
     f = flags.FLAGS
-    preset = flagged.chosen_preset(PRESETS)
-    with told_in_a_line(
+    with cli.told_in_a_line(
         argv,
-        "experiments.active_learning",
+        "active_learning",
         stopped="add --resume to go on from the last round",
     ):
-        cfg = flagged.from_flags(Config, PRESETS)
-        corpus = Path(cfg.dataset).name.replace(":", "-")
-        parts = ["active", corpus, cfg.model] + ([preset] if preset else [])
-        out = Path(f.out or Path("runs") / "-".join(parts))
-        if f.overwrite:
-            for folder in [*out.glob("*/checkpoints"), *out.glob("full")]:
-                shutil.rmtree(folder)
-            for questions in out.glob("*/queried-*.csv"):
-                questions.unlink()
+        values, corpus = (
+            cli.given(presets.ACTIVE),
+            Path(f.dataset).name.replace(":", "-"),
+        )
+        parts = ["active", corpus, values.get("model", "bag"), cli.preset()]
         run(
-            cfg,
-            preset=preset,
-            out=out,
-            results=f.results,
+            values,
+            out=Path(f.out or Path("runs") / "-".join(p for p in parts if p)),
+            rows=cli.rows_path("active_learning"),
+            preset=cli.preset(),
             resume=f.resume,
+            overwrite=f.overwrite,
             dry_run=f.dry_run,
             show=f.open,
         )
@@ -271,17 +254,8 @@ def main(argv: list[str]) -> None:
 
 def define_flags() -> None:
     """The flags of this experiment."""
-    from absl import flags
-
-    flagged.define_flags(Config, PRESETS)
-    flags.DEFINE_string("out", None, "Folder of the run; runs/NAME unless given.")
-    flags.DEFINE_string(
-        "results", "results/active_learning.jsonl", "Where rows are appended."
-    )
-    flags.DEFINE_bool("resume", False, "Go on with the run in --out.")
-    flags.DEFINE_bool("overwrite", False, "Begin anew where --out has a run.")
-    flags.DEFINE_bool("dry_run", False, "Say what would be done, and stop.")
-    pages.define_open()
+    cli.define(*GROUPS, presets=presets.ACTIVE)
+    cli.define_run("active_learning", resumes=True, page=True)
 
 
 if __name__ == "__main__":

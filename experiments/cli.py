@@ -104,7 +104,8 @@ RUN = "python -m " + (
 # The flags that most runs need first: what --help lists.
 FIRST = (
     "dataset text_column label_column model examples_per_class out resume overwrite "
-    "dry_run publish open preset budgets methods query artifact seed devices"
+    "dry_run publish open preset budgets methods query artifact seed devices trials "
+    "search baseline"
 ).split()
 RECIPE = (Inner, Start, Meta)
 
@@ -277,19 +278,24 @@ def recipe_of(values: Mapping[str, Any], model: str) -> Recipe:
 
 def flags_of(recipe: Recipe, model: str) -> list[str]:
     """The flags that ask for a recipe, where it is not the best of the network."""
-    words, best = [], best_recipe(model)
-    for part in ("inner", "start", "meta"):
-        for field in _fields(type(getattr(best, part))):
-            value = getattr(getattr(recipe, part), field.name)
-            if value == getattr(getattr(best, part), field.name):
-                continue
-            name = flag_of(field)
-            if isinstance(value, bool):
-                words.append(f"--{name}" if value else f"--no{name}")
-            elif isinstance(value, Mapping):
-                words += [f"--{name}={k}={json.dumps(v)}" for k, v in value.items()]
-            else:
-                words.append(f"--{name}={value}")
+    best = best_recipe(model)
+    parts = ("inner", "start", "meta")
+    return [w for p in parts for w in changed(getattr(recipe, p), getattr(best, p))]
+
+
+def changed(settings: Any, base: Any) -> list[str]:
+    """The flags that make settings of others of their class."""
+    words = []
+    for field in _fields(type(base)):
+        name, value = flag_of(field), getattr(settings, field.name)
+        if value == getattr(base, field.name):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no{name}")
+        elif isinstance(value, Mapping):
+            words += [f"--{name}={k}={json.dumps(v)}" for k, v in value.items()]
+        else:
+            words.append(f"--{name}={value}")
     return words
 
 
@@ -472,5 +478,5 @@ def _as_flag(message: str) -> str:
     """A setting of the library, at the start of a message, as its flag."""
     from absl import flags
 
-    name = re.match(r"\w+(?==| must)", message)
+    name = re.match(r"\w+(?==| must| ')", message)
     return f"--{message}" if name and name[0] in flags.FLAGS else message

@@ -60,3 +60,25 @@ COMPARE: dict[str, dict[str, Any]] = {
         "soft_labels": False,
     },
 }
+
+ACTIVE: dict[str, dict[str, Any]] = {
+    # Jacobs et al. 2021, from the authors' code, with text_cnn in the place of BERT
+    # (and a step size for it). Made for SST-5: add --dataset.
+    "jacobs2021": {
+        "model": "text_cnn",
+        "model_settings": ["dropout=0.2"],
+        "length": 50,
+        "query": "random,variation_ratio,predictive_entropy,bald",
+        "start_size": "593",
+        "query_size": "85",
+        "rounds": 0,
+        "passes": 10,
+        "epochs": 15,
+        "min_steps": 0,
+        "batch_size": 128,
+        "lr": 1e-3,
+        "select": "loss",
+        "num_inits": 1,
+        "seeds": 3,
+    },
+}

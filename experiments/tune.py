@@ -2,302 +2,117 @@
 
     python -m experiments.tune --dataset=trec6 --model=bag --examples_per_class=1
 
-A trial is a whole distillation with settings that Optuna proposes (by the
-Tree-structured Parzen Estimator, Bergstra et al. 2011), the first one with the settings
-as they are. One whose validation accuracy falls below the median of the others at the
-same meta-step is stopped. A trial is judged on validation with theta_0 that did not
-choose its meta-step. With `--baseline=kmeans_medoids`, say, as many trials tune the
-training on real sentences. Test is never read.
+A trial is a whole distillation with settings that Optuna proposes, the first one with
+the settings as they are; it is judged on validation with theta_0 that did not choose
+its meta-step. With `--baseline=kmeans_medoids`, say, as many trials tune the training
+on real sentences. Test is never read.
 
-The study is in --out, and a row of each trial in results/tune.jsonl. The same command
-goes on where it was stopped, and more --trials prolong it. It ends with the command of
-`experiments.distill` that has the best settings.
+The study is in --out. The same command goes on where it was stopped, and more --trials
+prolong it. It ends with the command that distils with the best settings.
 """
 
 import dataclasses
-import os
+import re
 import shlex
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-
-from distill_jax import results as result_rows
-from distill_jax import study as studies
-from distill_jax.loop import NonFiniteMetaGradient
+from distill_jax.recipe import setting
 from distill_jax.selection import SELECTIONS
-from distill_jax.task import Task
-from experiments import config as flagged
-from experiments import recipe
-from experiments.config import setting
-from experiments.running import duration, told_in_a_line
-from experiments.trials import (
-    Baseline,
-    Distillation,
-    Outcome,
-    Pruned,
-    Space,
-    as_it_is,
-    described,
-    space_of,
-    suggested,
-)
+from distill_jax.tune import BASELINE_SPACE, MORE, SPACE, Space, Tuning, plan, tune
+
+from . import cli, presets
+
+# What flags call a setting that `Recipe.replace` knows as inner__lr, say.
+FLAGS = {
+    f"{part.__name__.lower()}__{field.name}": cli.flag_of(field)
+    for part in cli.RECIPE
+    for field in dataclasses.fields(part)
+    if "help" in field.metadata
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(recipe.Config):
-    """Settings of a study: those of a distillation, and these."""
+class Settings:
+    """How many sentences, and how their settings are searched."""
 
+    examples_per_class: int = setting(10, "Distilled sentences of each class.")
+    examples: int = setting(0, "Distilled sentences in all; 0: examples_per_class.")
     trials: int = setting(30, "Trials in all, those done before included.")
     search: str = setting(
         "", "Settings that are searched, with commas; the others stay as they are."
     )
     baseline: str | None = setting(
-        None, "Tune training on real sentences, by: " + ", ".join(SELECTIONS) + "."
+        None, "Tune training on real sentences instead.", choices=tuple(SELECTIONS)
     )
-    startup_trials: int = setting(
-        8, "Random trials before any is modelled, or stopped early."
-    )
+    selection_seeds: int = setting(5, "Draws of these.")
+    startup_trials: int = setting(8, "Random ones before any is modelled or stopped.")
     prune: bool = setting(True, "Stop trials that are below the median.")
     max_minutes: float = setting(0.0, "Start no trial after so long; 0: any.")
 
-    def __post_init__(self):
-        super().__post_init__()
-        for name, least in (("trials", 1), ("startup_trials", 1), ("max_minutes", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"--{name} must be at least {least}, got {getattr(self, name)}"
-                )
-        if self.select_on != "validation":
-            raise ValueError(
-                f"--select_on={self.select_on} is not for tuning, which never reads "
-                "test: give --select_on=validation"
-            )
-        if self.baseline is not None and self.baseline not in SELECTIONS:
-            raise ValueError(
-                f"unknown --baseline={self.baseline}; known: {', '.join(SELECTIONS)}"
-            )
-        if self.baseline is None and self.num_meta_steps < 1:
-            raise ValueError("--num_meta_steps must be at least 1, got 0")
-        _ = self.space  # raises where it cannot be searched
-
-    @property
-    def space(self) -> dict[str, Space]:
-        """What is searched."""
-        return space_of(self, self.search, real=self.baseline is not None)
-
-    @property
-    def of_trial(self) -> recipe.Config:
-        """The settings of the first trial; the others change some."""
-        names = [field.name for field in dataclasses.fields(recipe.Config)]
-        return recipe.Config(**{name: getattr(self, name) for name in names})
-
-
-class Result(NamedTuple):
-    """What a study gave.
-
-    Attributes:
-        best: the settings of the completed trial with the best accuracy.
-        accuracy: that accuracy, on validation.
-        rows: of all trials done, those of earlier calls too.
-    """
-
-    best: recipe.Config
-    accuracy: float
-    rows: list[result_rows.Row]
-
 
 def run(
-    config: Config,
+    values: Mapping[str, Any],
     *,
-    out: str | Path,
-    results: str | Path,
+    out: Path,
+    rows: Path,
     dry_run: bool = False,
     say: Callable[[str], None] = print,
-) -> Result | None:
-    """Goes on with a study until it has all its trials.
+) -> Tuning | None:
+    """Goes on with a study, and says how to distil with the best settings.
 
     Args:
-        config: the settings.
+        values: settings by flag.
         out: folder of the study.
-        results: the `.jsonl` file that a row is appended to after each trial.
+        rows: the file that a row is appended to after each trial.
         dry_run: stop after the plan.
         say: where text goes.
 
-    Returns:
-        The best settings and the rows; None after a dry run.
-
     Raises:
-        ModuleNotFoundError: if Optuna is not installed.
-        ValueError: for a study of other settings in `out`, or if no trial could be
-            completed; and as all that is called does.
+        ValueError: in the words of flags; as `distill_jax.tune`.
     """
-    studies.need_optuna()
-    task = recipe.load(config, say)
-    if config.baseline is None:
-        trial = Distillation(config, task)
-    else:
-        trial = Baseline(config, task, config.baseline)
-    first = as_it_is(config, config.space)
-    for name, space in config.space.items():
-        say(f"  {name}: {described(space)}; first {getattr(config, name)}")
-    say(f"{config.trials} trials, the first with the settings as they are.")
-    if dry_run:
-        return None
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    startup = config.startup_trials
-    # The first fifth of a distillation says little about its end.
-    warmup = 0 if config.baseline else config.num_meta_steps // 5
-    with studies.opened(
-        out,
-        _settings(config, task),
-        warmup=warmup if config.prune else -1,
-        startup_trials=startup,
-    ) as study:
-        rows = studies.rows_of(study)
-        known = {
-            (r["study"], r["trial"]) for r in result_rows.read(results) if "trial" in r
-        }
-        late = [row for row in rows if (row["study"], row["trial"]) not in known]
-        if late:  # stopped between the end of a trial and its row
-            result_rows.append(results, late)
-        if rows:
-            say(f"{len(rows)} of them were done before.")
-        facts = _facts(config, task) | {"study": study.user_attrs["id"]}
-        began, before = time.perf_counter(), len(rows)
-        while len(rows) < config.trials:
-            spent = time.perf_counter() - began
-            if rows and 0 < 60 * config.max_minutes <= spent:
-                say(f"Stopped after {duration(spent)}; the same command goes on.")
-                break
-            asked = studies.ask(
-                study, len(rows), seed=config.seed, startup_trials=startup, first=first
-            )
-            row = _made(config, trial, asked, facts | {"trial": len(rows)})
-            studies.tell(study, asked, row)
-            result_rows.append(results, [row])
-            rows.append(row)
-            each = (time.perf_counter() - began) / (len(rows) - before)
-            say(_line(rows, each * (config.trials - len(rows))))
-    best = _best(rows)
-    if best is None:
-        raise ValueError(
-            "no trial was completed: all met numbers that are not finite. Lower "
-            "--inner_lr or --num_passes in another --out, or ask for more --trials"
-        )
-    chosen = dataclasses.replace(config.of_trial, **best["params"])
-    say(_summary(config, chosen, best, rows, results))
-    return Result(chosen, best["accuracy_mean"], rows)
-
-
-def _made(config: Config, trial, asked, facts: dict[str, Any]) -> result_rows.Row:
-    """Makes a trial; its row."""
-    params = suggested(asked, config, config.space)
-    reports: list[list[float]] = []
-
-    def report(when: int, accuracy: float) -> None:
-        reports.append([when, accuracy])
-        asked.report(accuracy, when)
-        if config.prune and asked.should_prune():
-            raise Pruned
-
-    began, state = time.perf_counter(), "complete"
+    corpus, wanted = cli.settings(cli.Corpus, values), cli.settings(Settings, values)
+    recipe = cli.recipe_of(values, corpus.model)
+    how = dataclasses.asdict(wanted) | {"seed": corpus.seed}
+    space = space_of(how.pop("search"), real=wanted.baseline is not None)
+    how |= {"draws": how.pop("selection_seeds"), "say": lambda t: say(in_flags(t))}
+    of_study = ("trials", "startup_trials", "prune", "max_minutes")
+    more = {name: how.pop(name) for name in of_study}
+    task = corpus.task(say)
     try:
-        outcome = trial(dataclasses.replace(config.of_trial, **params), report)
-    except (Pruned, NonFiniteMetaGradient) as stop:
-        state = "pruned" if isinstance(stop, Pruned) else "not_finite"
-        when, accuracy = max(reports, key=lambda report: report[1])
-        outcome = Outcome(accuracy, None if config.baseline else int(when))
-    row = facts | {
-        "state": state,
-        "params": params,
-        "accuracy_mean": outcome.accuracy,
-        "best_step": outcome.best_step,
-        "reports": reports,
-        "num_seeds": trial.num_seeds,
-        "seconds": time.perf_counter() - began,
-    }
-    row = result_rows.portable(row)
-    result_rows.check(row)
-    return row
+        if dry_run:
+            plan(task, recipe, space, **how)
+            return None
+        found = tune(task, recipe, space, folder=out, rows=rows, **how, **more)
+    except ValueError as error:
+        raise ValueError(in_flags(str(error), "--")) from error
+    say(f"Rows: {rows}")
+    if wanted.baseline is None:
+        size = Settings(wanted.examples_per_class, wanted.examples)
+        flags = cli.changed(corpus, cli.Corpus()) + cli.changed(size, Settings())
+        flags += cli.flags_of(found.recipe, corpus.model)
+        say(f"Next: {cli.RUN}distill {shlex.join(flags)}")
+    return found
 
 
-def _facts(config: Config, task: Task) -> dict[str, Any]:
-    """What the rows of a study have in common."""
-    return {
-        "experiment": "tune",
-        "dataset": task.dataset.name,
-        "model": config.model,
-        "method": config.baseline or "distilled",
-        "examples": config.examples or config.examples_per_class * task.num_classes,
-        "split": "validation",
-        "num_inits": config.validation_inits,
-        "device": result_rows.device(),
-        "commit": result_rows.commit(),
-        "command": result_rows.command(),
-        "config": dataclasses.asdict(config),
-    }
+def space_of(search: str, *, real: bool) -> dict[str, Space] | None:
+    """What `--search` names; None for all that matters."""
+    usual = BASELINE_SPACE if real else SPACE | MORE
+    known = {FLAGS[name]: name for name in usual}
+    wanted = cli.words("search", search) if search else []
+    for flag in wanted:
+        if flag not in known:
+            raise ValueError(
+                f"--search does not know {flag!r}; known: {', '.join(known)}"
+            )
+    return {known[f]: usual[known[f]] for f in known if f in wanted} or None
 
 
-def _settings(config: Config, task: Task) -> dict[str, Any]:
-    """What a study must agree on to be gone on with."""
-    settings = recipe.fingerprint(config.of_trial, task)
-    for name in ("startup_trials", "prune", "baseline", "selection_seeds"):
-        settings[name] = getattr(config, name)
-    settings["search"] = {name: described(s) for name, s in config.space.items()}
-    return result_rows.portable(settings)
-
-
-def _best(rows: list[result_rows.Row]) -> result_rows.Row | None:
-    completed = [row for row in rows if row["state"] == "complete"]
-    return max(completed, key=lambda row: row["accuracy_mean"], default=None)
-
-
-def _line(rows: list[result_rows.Row], seconds_left: float) -> str:
-    row, best = rows[-1], _best(rows)
-    facts = [f"trial {row['trial']}: {row['accuracy_mean']:.1%}"]
-    facts[0] += "" if row["state"] == "complete" else f" ({row['state']})"
-    if best is not None:
-        facts.append(f"best {best['accuracy_mean']:.1%} (trial {best['trial']})")
-    facts += [f"{row['seconds']:.0f} s", f"{duration(seconds_left)} left"]
-    return f"{', '.join(facts)}: {_shown(row['params'])}"
-
-
-def _shown(params: dict[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in params.items())
-
-
-def _summary(config: Config, chosen, best, rows, results) -> str:
-    lines = [
-        f"\nBest of {len(rows)} trials: trial {best['trial']}, "
-        f"{best['accuracy_mean']:.1%} on validation ({rows[0]['accuracy_mean']:.1%} "
-        "with the settings as they were).",
-        _shown(best["params"]),
-        f"Rows: {results}",
-    ]
-    if config.baseline is None:
-        lines.append(f"Next: {command_of(chosen)}")
-    return "\n".join(lines)
-
-
-def command_of(config: recipe.Config) -> str:
-    """The command of `experiments.distill` with these settings."""
-    usual = recipe.BEST_RECIPES.get(config.model, {})
-    words = ["python", "-m", "experiments.distill"]
-    for field in dataclasses.fields(recipe.Config):
-        value = getattr(config, field.name)
-        if value == usual.get(field.name, field.default):
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{field.name}" if value else f"--no{field.name}")
-        elif isinstance(value, tuple):
-            words += [f"--{field.name}={item}" for item in value]
-        else:
-            words.append(f"--{field.name}={value}")
-    return shlex.join(words)
+def in_flags(text: str, dashes: str = "") -> str:
+    """The text with settings as flags call them."""
+    pattern = r"\b(?:inner|start|meta)__\w+"
+    return re.sub(pattern, lambda m: dashes + FLAGS.get(m[0], m[0]), text)
 
 
 def main(argv: list[str]) -> None:
@@ -305,30 +120,25 @@ def main(argv: list[str]) -> None:
     from absl import flags
 
     f = flags.FLAGS
-    with told_in_a_line(
+    with cli.told_in_a_line(
         argv,
-        "experiments.tune",
+        "tune",
         stopped="the trials that are done are kept; the same command goes on",
     ):
-        cfg = flagged.from_flags(Config, recipe.PRESETS, recipe.BEST_RECIPES)
-        corpus = Path(cfg.dataset).name.replace(":", "-")
-        size = cfg.examples or f"{cfg.examples_per_class}pc"
-        parts = ["tune", corpus, cfg.model, str(size), *filter(None, [cfg.baseline])]
-        out = Path(f.out or Path("runs") / "-".join(parts))
-        if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-            # Trials share programs, and what goes on later compiles them again.
-            jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))
-        run(cfg, out=out, results=f.results, dry_run=f.dry_run)
+        values = cli.given(presets.DISTILL)
+        wanted = cli.settings(Settings, values)
+        size = wanted.examples or f"{wanted.examples_per_class}pc"
+        corpus = Path(f.dataset).name.replace(":", "-")
+        parts = ["tune", corpus, values.get("model", f.model), size, wanted.baseline]
+        out = Path(f.out or Path("runs") / "-".join(str(p) for p in parts if p))
+        cli.compile_cache(out)
+        run(values, out=out, rows=cli.rows_path("tune"), dry_run=f.dry_run)
 
 
 def define_flags() -> None:
     """The flags of this experiment."""
-    from absl import flags
-
-    flagged.define_flags(Config, recipe.PRESETS)
-    flags.DEFINE_string("out", None, "The study's folder; runs/tune-NAME unless given.")
-    flags.DEFINE_string("results", "results/tune.jsonl", "Where rows are appended.")
-    flags.DEFINE_bool("dry_run", False, "Say what would be done, and stop.")
+    cli.define(cli.Corpus, Settings, *cli.RECIPE, presets=presets.DISTILL)
+    cli.define_run("tune")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Active learning as a library: scoring a pool, training, and the loop."""
 
 import dataclasses
+import shutil
 from functools import cache
 
 import jax
@@ -9,9 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from distill_jax import active, evaluate, losses
+import distill_jax as dj
+from distill_jax import active, losses, results
 from distill_jax.models import MODELS
 from distill_jax.queries import QUERIES, Query
+from distill_jax.task import one_hot_batch, padded
+from distill_jax.train import accuracy, mean_loss
 from distill_jax.types import Batch, Model
 
 N, L, V, C = 70, 5, 30, 3
@@ -40,7 +44,7 @@ def corpus() -> tuple[Batch, np.ndarray]:
         r.random((N, L)) < 0.7, 1 + labels[:, None], r.integers(1, V, (N, L))
     )
     tokens[::5, 3:] = 0
-    batch = evaluate.one_hot_batch(tokens, labels, C)
+    batch = one_hot_batch(tokens, labels, C)
     return batch, labels
 
 
@@ -57,7 +61,7 @@ def test_the_chunks_change_no_bit(name):
     score = jax.jit(active.mc_log_probs(make(name)))
     keys = jax.random.split(jax.random.key(0), 3)
     found = [
-        np.asarray(score(trained(name), evaluate.padded(corpus()[0], size), keys))
+        np.asarray(score(trained(name), padded(corpus()[0], size), keys))
         for size in (7, 64, N)
     ]
     assert found[0].shape == (3, N, C) and found[1].shape == (3, 2 * 64, C)
@@ -71,9 +75,7 @@ def test_a_pass_is_one_network_for_the_whole_pool(name):
     """Each item has what the model gives for it alone under the key of the pass."""
     model, batch = make(name), corpus()[0]
     keys = jax.random.split(jax.random.key(4), 2)
-    found = active.mc_log_probs(model, block=8)(
-        trained(name), evaluate.padded(batch, 10), keys
-    )
+    found = active.mc_log_probs(model, block=8)(trained(name), padded(batch, 10), keys)
     for f, key in enumerate(keys):
         for i in (0, 9, N - 1):
             x = model.embed(trained(name), batch.x[i : i + 1])
@@ -86,7 +88,7 @@ def test_equal_sentences_have_equal_scores_in_each_pass():
     one = jax.tree.map(lambda a: jnp.repeat(a[:1], N, 0), corpus()[0])
     keys = jax.random.split(jax.random.key(4), 3)
     score = active.mc_log_probs(make("bag"))
-    found = np.asarray(score(trained("bag"), evaluate.padded(one, 10), keys))
+    found = np.asarray(score(trained("bag"), padded(one, 10), keys))
     assert (found == found[:, :1]).all()
     assert (found[0] != found[1]).any()
 
@@ -104,7 +106,7 @@ def test_what_comes_before_dropout_is_computed_once():
         lambda params, tokens: jax.nn.one_hot(tokens, 4),
         apply,
     )
-    chunks = evaluate.padded(corpus()[0], 10)
+    chunks = padded(corpus()[0], 10)
 
     def flops(passes):
         keys = jax.random.split(jax.random.key(0), passes)
@@ -121,7 +123,7 @@ def test_what_comes_before_dropout_is_computed_once():
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_plain_scores_and_features_are_those_of_the_network(name):
     model, batch = make(name), corpus()[0]
-    theta, chunks = trained(name), evaluate.padded(batch, 10)
+    theta, chunks = trained(name), padded(batch, 10)
     expected = losses.logits_fn(model)(theta, batch)
     plain = active.plain_log_probs(model, block=16)(theta, chunks)
     assert plain.shape == (1, N, C)
@@ -138,7 +140,7 @@ def test_half_precision_logits_are_scored_in_single():
         return jnp.full((len(x), C), 0.1, jnp.bfloat16)
 
     model = Model(lambda key: {}, lambda p, t: jax.nn.one_hot(t, 4), apply)
-    found = active.plain_log_probs(model)({}, evaluate.padded(corpus()[0], 10))
+    found = active.plain_log_probs(model)({}, padded(corpus()[0], 10))
     assert found.dtype == jnp.float32
 
 
@@ -159,7 +161,7 @@ def test_each_query_gets_what_it_reads(name):
     query = QUERIES[name]
     batch = corpus()[0]
     score = active.score_with(
-        active.scorers(make("bag")), query, evaluate.padded(batch, 16), N, passes=3
+        active.scorers(make("bag")), query, padded(batch, 16), N, passes=3
     )
     scored = score(trained("bag"), jax.random.key(0))
     assert (scored.log_probs is None) == (query.passes == 0)
@@ -173,7 +175,7 @@ def test_each_query_gets_what_it_reads(name):
 @pytest.mark.parametrize("name", ["bald", "variation_ratio", "batch_bald", "power"])
 def test_disagreement_of_one_network_is_refused(name):
     scorers = active.scorers(make("bag"))
-    chunks = evaluate.padded(corpus()[0], 16)
+    chunks = padded(corpus()[0], 16)
     with pytest.raises(ValueError, match="passes must be at least 2, got 1"):
         active.score_with(scorers, QUERIES[name], chunks, N, passes=1)
 
@@ -196,8 +198,8 @@ def test_the_mean_loss_over_chunks_is_that_of_the_whole():
     loss = losses.cross_entropy(make("bag"))
     expected = loss(trained("bag"), corpus()[0])
     for size in (16, N):
-        chunks = evaluate.padded(corpus()[0], size)
-        found = evaluate.mean_loss(loss, trained("bag"), chunks)
+        chunks = padded(corpus()[0], size)
+        found = mean_loss(loss, trained("bag"), chunks)
         assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -320,33 +322,46 @@ def test_plans_that_cannot_be(arguments, message):
 # Training
 
 
-def order(items, *, seed=0, **changes):
-    settings = {"batch_size": 4, "num_epochs": 3, "max_steps": 6} | changes
-    return active.shuffled(np.asarray(items), jax.random.key(seed), **settings)
+def order(items, *, seed=0, most=6, **changes):
+    training = active.Training(
+        **{"batch_size": 4, "epochs": 3, "min_steps": 0} | changes
+    )
+    return active.shuffled(np.asarray(items), jax.random.key(seed), training, most)
 
 
 def test_every_pass_takes_every_item_once():
     items = np.arange(10, 20)
     rows, num_steps = order(items)
-    assert rows.shape == (3, 6, 4) and num_steps == 3
-    for epoch in rows:
-        assert sorted(epoch[:3].ravel()) == [-1, -1, *items]
-        assert (epoch[3:] == -1).all()
-    assert (rows[0] != rows[1]).any()
+    assert rows.shape == (3 * 6, 4) and num_steps == 3
+    epochs = rows[:9].reshape(3, 3, 4)
+    for epoch in epochs:
+        assert sorted(epoch.ravel()) == [-1, -1, *items]
+    assert (rows[9:] == -1).all()
+    assert (epochs[0] != epochs[1]).any()
     assert (order(items).rows == rows).all()
     assert (order(items, seed=1).rows != rows).any()
+    more = order(items, most=9).rows  # room changes nothing else
+    assert (more[:18] == rows).all() and (more[18:] == -1).all()
 
 
 def test_few_items_are_passed_over_until_there_are_enough_steps():
     rows, num_steps = order(np.arange(5), min_steps=10)
     assert num_steps == 4  # two passes of two minibatches, in each of three epochs
-    for epoch in rows:
-        for one_pass in (epoch[:2], epoch[2:4]):
-            assert sorted(one_pass.ravel()) == [-1, -1, -1, 0, 1, 2, 3, 4]
-    steps = active.steps_of_epoch(5, batch_size=4, num_epochs=3, min_steps=10)
-    assert steps == num_steps
-    with pytest.raises(ValueError, match="7 minibatches an epoch, but max_steps 6"):
+    for one_pass in rows[:12].reshape(6, 2, 4):
+        assert sorted(one_pass.ravel()) == [-1, -1, -1, 0, 1, 2, 3, 4]
+    training = active.Training(batch_size=4, epochs=3, min_steps=10)
+    assert training.steps(5) == num_steps
+    with pytest.raises(ValueError, match="7 minibatches an epoch, but room for 6"):
         order(np.arange(28))
+
+
+def test_there_is_room_for_every_smaller_set():
+    """Where `min_steps` rounds up, fewer items may take more steps."""
+    training = active.Training(batch_size=4, epochs=3, min_steps=20)
+    steps = [training.steps(n) for n in range(1, 30)]
+    assert steps[12] < max(steps[:12])
+    for n in range(1, 30):
+        assert training.most_steps(n) == max(steps[:n])
 
 
 def test_training_is_the_plain_loop_and_keeps_the_best_epoch():
@@ -364,8 +379,8 @@ def test_training_is_the_plain_loop_and_keeps_the_best_epoch():
     grad_fn = jax.jit(jax.grad(loss_fn))
     theta_0 = model.init(jax.random.key(0))
     theta, opt_state, epochs = theta_0, tx.init(theta_0), []
-    for epoch in rows:
-        for minibatch in epoch[:num_steps]:
+    for epoch in rows[: 3 * num_steps].reshape(3, num_steps, -1):
+        for minibatch in epoch:
             real = minibatch[minibatch >= 0]
             y = jax.nn.one_hot(said[real], C)
             batch = Batch(data.x[real], data.mask[real], y)
@@ -374,7 +389,7 @@ def test_training_is_the_plain_loop_and_keeps_the_best_epoch():
             theta = optax.apply_updates(theta, updates)
         epochs.append((float(judge(theta)), theta))
     for sign in (1, -1):  # the last epoch is best, then the first
-        fitted = active.fit(loss_fn, lambda t, s=sign: s * judge(t), tx)(
+        fitted = active.best_epoch(loss_fn, lambda t, s=sign: s * judge(t), tx, 3)(
             theta_0, data, said, rows, num_steps, jax.random.key(1)
         )
         best = max(range(3), key=lambda i, s=sign: s * epochs[i][0])
@@ -389,8 +404,11 @@ def test_training_is_the_plain_loop_and_keeps_the_best_epoch():
 def test_training_that_diverges_is_told():
     model, (data, labels) = make("bag"), corpus()
     rows, num_steps = order(np.arange(10))
-    fitted = active.fit(
-        losses.cross_entropy(model), lambda theta: jnp.float32(jnp.nan), optax.sgd(1.0)
+    fitted = active.best_epoch(
+        losses.cross_entropy(model),
+        lambda theta: jnp.float32(jnp.nan),
+        optax.sgd(1.0),
+        3,
     )(trained("bag"), data, labels, rows, num_steps, jax.random.key(0))
     assert fitted.score == -jnp.inf and fitted.epoch == 0
 
@@ -416,17 +434,16 @@ class Loop:
         self.data, self.labels = corpus()
         self.trained, self.saved, self.rounds, self.asked = [], [], [], []
         self.fit = jax.jit(
-            active.fit(
+            active.best_epoch(
                 losses.cross_entropy(self.model),
-                lambda theta: evaluate.accuracy(
-                    self.model, theta, evaluate.padded(self.data, 35)
-                ),
+                lambda theta: accuracy(self.model, theta, padded(self.data, 35)),
                 optax.adam(0.03),
+                3,
             )
         )
         scorers = active.Scorers(*map(jax.jit, active.scorers(self.model)))
         self.score = active.score_with(
-            scorers, self.query, evaluate.padded(self.data, 16), N, passes=4
+            scorers, self.query, padded(self.data, 16), N, passes=4
         )
 
     def train(self, pool, key, before):
@@ -438,7 +455,7 @@ class Loop:
         rows, num_steps = order(
             np.flatnonzero(pool.labelled),
             seed=int(jax.random.bits(order_key) % 1000),
-            max_steps=8,
+            most=8,
         )
         return self.fit(
             theta_0, self.data, pool.labels, rows, num_steps, dropout_key
@@ -456,7 +473,7 @@ class Loop:
             "save": lambda pool, network: self.saved.append((pool, network)),
         } | changes
         oracle = hooks.pop("oracle", self.oracle)
-        return active.acquire(
+        return active.ask_in_rounds(
             self.query,
             pool,
             oracle,
@@ -577,3 +594,190 @@ def test_your_own_query_works_too():
     run.query = Query(lowest, passes=0, features=False)
     pool = run.go(report=None)
     assert np.flatnonzero(pool.acquired_round == 1).tolist() == [1, 2, 3, 4, 5, 6]
+
+
+# A task
+
+
+ROUNDS = active.Rounds(start_size=6, query_size="5%", rounds=2, passes=3)
+TRAINING = active.Training(epochs=3, min_steps=30, num_inits=2)
+
+
+def sentences(wrong: int = 0) -> tuple[list[str], list[str]]:
+    """Made-up news, told apart by their words; the first have another's label."""
+    r = np.random.default_rng(2)
+    words = {
+        "sport": "team game goal won".split(),
+        "money": "bank share cost tax".split(),
+    }
+    common = [f"w{i}" for i in range(40)]
+    labels = [("sport", "money")[i % 2] for i in range(150)]
+    texts = [" ".join([*r.choice(words[y], 2), *r.choice(common, 4)]) for y in labels]
+    return texts, [
+        {"sport": "money"}.get(y, y) if i < wrong else y for i, y in enumerate(labels)
+    ]
+
+
+@cache
+def task(wrong: int = 0) -> dj.Task:
+    settings = {"length": 8, "hidden": 8, "dropout": 0.3}
+    return dj.make_task(sentences(wrong), "bag", embedder="random", **settings)
+
+
+def arrays_of(found: active.Acquired) -> bytes:
+    pool = b"".join(
+        getattr(found, f.name).tobytes() for f in dataclasses.fields(active.Pool)
+    )
+    rounds = [{k: v for k, v in h.items() if k != "seconds"} for h in found.history]
+    return pool + repr((rounds, found.asked)).encode()
+
+
+def test_a_task_is_labelled_in_rounds():
+    told, N = [], len(task().train.y)
+    found = dj.acquire(
+        task(), "bald", rounds=ROUNDS, training=TRAINING, on_round=told.append
+    )
+    size = round(0.05 * N)
+    numbers = [6, 6 + size, 6 + 2 * size]
+    assert [one["num_labelled"] for one in found.history] == numbers
+    assert [one["round"] for one in found.history] == [0, 1, 2]
+    assert found.history == told
+    assert found.labelled.sum() == numbers[-1] == len(found.asked)
+    ids = [item["id"] for item in found.asked]
+    assert sorted(ids) == np.flatnonzero(found.labelled).tolist()
+    assert (found.labels[ids] == task().labels[ids]).all()
+    for one in found.history:
+        assert len(one["accuracies"]) == 2 and all(
+            0 <= a <= 1 for a in one["accuracies"]
+        )
+    texts = [task().dataset.train.texts[i] for i in ids]
+    assert found.history[-1]["bytes"] == sum(map(len, texts))
+    other = dj.acquire(task(), "random", rounds=ROUNDS, training=TRAINING)
+    assert other.history[0]["accuracies"] == found.history[0]["accuracies"]
+    assert [a["id"] for a in other.asked[:6]] == ids[:6]
+
+
+def test_your_own_query_network_and_oracle():
+    def first(context, n, key):
+        from distill_jax.queries import Picked
+
+        assert context.features is not None and context.features.shape[1] == 4
+        return Picked(np.flatnonzero(~context.labelled)[:n], np.zeros(n), 0)
+
+    def my_net(vectors, num_classes, *, scale=1.0):
+        def read(params, x, mask):
+            return jnp.tanh(scale * x.sum(1) @ params["in"])
+
+        def apply(params, x, mask, *, key=None):
+            return read(params, x, mask) @ params["out"]
+
+        def init(key):
+            shapes = {"in": (vectors.shape[1], 4), "out": (4, num_classes)}
+            return {
+                k: jax.random.normal(key, s, vectors.dtype) for k, s in shapes.items()
+            }
+
+        return Model(init, lambda p, tokens: vectors[tokens], apply, features=read)
+
+    asked = []
+
+    def everything_is_money(ids):
+        asked.append(ids.tolist())
+        return np.zeros(len(ids), int)
+
+    mine = dj.make_task(sentences(), my_net, embedder="random", length=8, scale=0.1)
+    found = dj.acquire(
+        mine,
+        dj.named("first", Query(first, passes=0, features=True)),
+        everything_is_money,
+        rounds=dataclasses.replace(ROUNDS, start=[9, 7]),
+        training=TRAINING,
+    )
+    size = (len(mine.train.y) + 10) // 20
+    assert asked[0] == [7, 9] and asked[1][:3] == [0, 1, 2] and len(asked) == 3
+    assert found.labels[found.labelled].tolist() == [0] * (2 + 2 * size)
+    assert [len(one["accuracies"]) for one in found.history] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("warm_start", ["none", "weights"])
+def test_a_run_in_a_folder_goes_on_and_is_told_by_its_content(tmp_path, warm_start):
+    settings = {"rounds": ROUNDS, "seed": 4}
+    settings["training"] = dataclasses.replace(TRAINING, warm_start=warm_start)
+    unbroken = dj.acquire(task(), "margin", **settings)
+    calls = []
+
+    def tired(ids):
+        calls.append(len(ids))
+        if len(calls) in (1, 3):
+            raise TimeoutError("no answer")
+        return task().labels[ids]
+
+    for count in (1, 3):
+        with pytest.raises(TimeoutError):
+            dj.acquire(task(), "margin", tired, folder=tmp_path, **settings)
+        assert len(calls) == count
+    found = dj.acquire(task(), "margin", tired, folder=tmp_path, **settings)
+    assert len(calls) == 5 and arrays_of(found) == arrays_of(unbroken)
+    again = dj.acquire(task(), "margin", tired, folder=tmp_path, **settings)
+    assert len(calls) == 5 and arrays_of(again) == arrays_of(unbroken)
+    assert (tmp_path / "asked.csv").read_text().count("\n") == len(found.asked) + 1
+    with pytest.raises(ValueError, match="another run: data was"):
+        dj.acquire(task(3), "margin", tired, folder=tmp_path, **settings)
+    with pytest.raises(ValueError, match="another run: query was 'margin', now 'bald'"):
+        dj.acquire(task(), "bald", tired, folder=tmp_path, **settings)
+    with pytest.raises(ValueError, match="another run: oracle was 'tired', now {'ans"):
+        dj.acquire(task(), "margin", folder=tmp_path, **settings)
+    with pytest.raises(ValueError, match="another run: lr was absent, now 0.1"):
+        settings["training"] = dataclasses.replace(settings["training"], lr=0.1)
+        dj.acquire(task(), "margin", tired, folder=tmp_path, **settings)
+
+
+def test_curves_are_rows_and_are_written_once(tmp_path):
+    queries, said = {"chance": "random", "mine": dj.named("m", QUERIES["bald"])}, []
+    places = {"folder": tmp_path, "rows": tmp_path / "rows.jsonl"}
+    settings = {"rounds": ROUNDS, "training": TRAINING, "config": {"why": "test"}}
+    rows = active.learning_curves(
+        task(), queries, [0, 5], **settings, **places, say=said.append
+    )
+    cells = [(row.method, row.seed, row["round"]) for row in rows]
+    order = [(n, s, r) for s in (0, 5) for n in queries for r in range(3)]
+    assert cells == order and results.read(places["rows"]) == rows
+    everything = active.all_labels(task(), training=TRAINING)
+    for row in rows:
+        assert row["data"] == task().sha256 and row["config"]["why"] == "test"
+        assert row["config"]["query_size"] == "5%" and row["config"]["epochs"] == 3
+        assert row["full_accuracy_mean"] == everything.mean()
+    assert "All " in said[0] and "chance, seed 0, round 0: 6 labels" in said[1]
+    # Also by one that was killed before it could note that it was done.
+    content = places["rows"].read_bytes()
+    for folder in tmp_path.glob("mine-5/checkpoints/step_3"):
+        shutil.rmtree(folder)
+    again = active.learning_curves(task(), queries, [0, 5], **settings, **places)
+    assert [row["accuracies"] for row in again] == [row["accuracies"] for row in rows]
+    assert places["rows"].read_bytes() == content
+
+
+def test_training_that_diverges_says_what_to_do():
+    training = dataclasses.replace(TRAINING, lr=1e30, select="loss")
+    with pytest.raises(ArithmeticError, match="no finite loss in 3 epochs: lower lr"):
+        dj.acquire(task(), "random", rounds=ROUNDS, training=training)
+
+
+def test_progress_is_told():
+    told = []
+    active.all_labels(task(), training=TRAINING, report=lambda *now: told.append(now))
+    assert told == [("all labels", done, 2) for done in range(3)]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"min_steps": -1}, "min_steps must not be negative, got -1"),
+        ({"select": "luck"}, "select must be accuracy or loss, got 'luck'"),
+        ({"warm_start": "hot"}, "unknown warm_start 'hot'; known: none"),
+    ],
+)
+def test_training_that_makes_no_sense(changes, message):
+    with pytest.raises(ValueError, match=message):
+        active.Training(**changes)

@@ -1,7 +1,6 @@
 """Active learning from flags to rows, on a few hundred articles of bbc_news."""
 
 import csv
-import dataclasses
 import json
 import os
 import signal
@@ -12,15 +11,17 @@ import jax
 import numpy as np
 import pytest
 
+import distill_jax as dj
+from distill_jax import active
 from distill_jax import checkpoints as ckpt
 from distill_jax import results as result_rows
 from distill_jax.active import annotation
-from experiments import acquisition, active_learning
-from experiments.acquisition import PRESETS, Config
+from experiments import active_learning
+from experiments.presets import ACTIVE
 from tests.test_experiments import as_flags, child, measured, write_corpus
 
 TINY = {
-    "model_settings": ("hidden=16", "dropout=0.3"),
+    "model_settings": ["hidden=16", "dropout=0.3"],
     "query": "random,bald",
     "start_size": "6",
     "query_size": "5%",
@@ -53,14 +54,14 @@ class Run:
 
     def __init__(self, corpus: Path, folder: Path, settings=TINY, **changes):
         self.out, self.results, self.said = folder / "run", folder / "r.jsonl", []
-        self.config = Config(**settings | {"dataset": str(corpus)} | changes)
+        self.values = settings | {"dataset": str(corpus)} | changes
         self.go()
 
     def go(self, **options) -> None:
         self.rows = active_learning.run(
-            self.config,
+            self.values,
             out=self.out,
-            results=self.results,
+            rows=self.results,
             say=self.said.append,
             **options,
         )
@@ -115,9 +116,30 @@ def test_every_round_of_every_query_and_seed_has_a_valid_row(finished):
         assert row["examples_per_class"] == row["examples"] / 2
         assert len(row["accuracies"]) == row["num_inits"] == 2
         assert row["full_accuracy_mean"] > 0.75 and row["majority_accuracy"] == 0.5
-        assert row["config"]["query_size"] == "5%"
+        assert row["config"]["query_size"] == "5%" and len(row["data"]) == 64
         ties = row["n_tied_at_cut"]
         assert (ties is None) == (row["method"] == "random" or row["round"] == 3)
+
+
+def test_the_committed_curve_is_drawn_again(shared_data):
+    """To the last digit: by a score, and with another seed by features too."""
+    path = Path(__file__).parents[1] / "results" / "active_learning.jsonl"
+    known = {
+        (row["dataset"], row["method"], row["seed"], row["round"]): row
+        for row in result_rows.read(path)
+    }
+    task = dj.make_task(shared_data / "trec6", "bag", length=20, dropout=0.2)
+    rounds = active.Rounds(start_size=20, query_size=20, rounds=4)
+    settings = {"rounds": rounds, "training": active.Training(num_inits=5)}
+    full = active.all_labels(task, training=settings["training"]).mean()
+    for query, seed in (("bald", 0), ("badge", 3)):
+        found = dj.acquire(task, query, seed=seed, **settings)
+        assert len(found.history) == 5
+        for one in found.history:
+            row = known["trec6", query, seed, one["round"]]
+            assert one["accuracies"] == row["accuracies"]
+            assert one["bytes"] == row["bytes"]
+            assert row["full_accuracy_mean"] == full
 
 
 def test_it_learns(finished):
@@ -192,17 +214,17 @@ def test_a_finished_run_is_not_run_or_written_again(finished):
     with pytest.raises(ValueError, match="already has a run: --resume it"):
         finished.go()
     with pytest.raises(ValueError, match="another run: passes was 4, now 5"):
-        finished.config = dataclasses.replace(finished.config, passes=5)
+        finished.values = finished.values | {"passes": 5}
         finished.go(resume=True)
-    finished.config = dataclasses.replace(finished.config, passes=4)
+    finished.values = finished.values | {"passes": 4}
 
 
 def test_dry_run_only_talks(corpus, tmp_path):
     said = []
     rows = active_learning.run(
-        Config(**ONE | {"dataset": str(corpus)}),
+        ONE | {"dataset": str(corpus)},
         out=tmp_path / "run",
-        results=tmp_path / "r.jsonl",
+        rows=tmp_path / "r.jsonl",
         dry_run=True,
         say=said.append,
     )
@@ -213,16 +235,16 @@ def test_dry_run_only_talks(corpus, tmp_path):
 def test_the_trainer_and_the_scorers_are_compiled_once(corpus, tmp_path, monkeypatch):
     """For all queries, seeds and rounds, and the network of all labels."""
     learners = []
-    original = acquisition.Learner._compile
+    original = active.Learner.__init__
 
-    def noted(self):
-        original(self)
+    def noted(self, *arguments):
+        original(self, *arguments)
         learners.append(self)
 
-    monkeypatch.setattr(acquisition.Learner, "_compile", noted)
+    monkeypatch.setattr(active.Learner, "__init__", noted)
     Run(corpus, tmp_path, rounds=2, query="bald,margin,random", epochs=3)
     (learner,) = learners
-    for compiled in (learner.fit, learner.test, learner.scorers.mc):
+    for compiled in (learner.fit, learner.accuracies, learner.scorers.mc):
         assert compiled._cache_size() == 1
 
 
@@ -248,13 +270,8 @@ def test_killed_and_resumed_is_never_stopped(corpus, tmp_path, warm_start, finis
         settings = settings | {"query": "bald"}
     name = "bald-0"
     out, results = tmp_path / "killed" / "run", tmp_path / "killed" / "r.jsonl"
-    flags = [
-        *as_flags(settings | {"dataset": str(corpus)}),
-        "--nofull",
-        f"--out={out}",
-        f"--results={results}",
-    ]
-    flags = [flag for flag in flags if flag != "--full=False"]
+    flags = as_flags(settings | {"dataset": str(corpus)})
+    flags += [f"--out={out}", f"--results={results}"]
     for step in (1, 2):
         resume = ["--resume"] if step > 1 else []
         process = child("-m", "experiments.active_learning", *flags, *resume)
@@ -421,7 +438,7 @@ def test_texts_without_labels(tmp_path):
         ({"rounds": -1}, "--rounds must not be negative"),
         ({"lr": 0.0}, "--lr must be above 0"),
         ({"oracle_noise": 1.1}, "--oracle_noise must be in"),
-        ({"model_settings": ("droput=0.1",)}, "no setting 'droput'"),
+        ({"model_settings": ["droput=0.1"]}, "no setting 'droput'"),
         ({"oracle": "human"}, "needs one --query, and --seeds=1"),
         (
             {"oracle": "human", "query": "bald", "seeds": 1, "start": "balanced"},
@@ -432,7 +449,7 @@ def test_texts_without_labels(tmp_path):
 )
 def test_settings_that_make_no_sense(changes, message):
     with pytest.raises(ValueError, match=message):
-        Config(**TINY | changes)
+        active_learning.settings(TINY | changes)
 
 
 @pytest.mark.parametrize(
@@ -443,11 +460,11 @@ def test_settings_that_make_no_sense(changes, message):
             "a budget of 181 labels is larger than the pool",
         ),
         ({"rounds": 30}, "30 rounds of 9 are more than the pool of 180"),
-        ({"query_size": "0"}, "--query_size '0' is 0 items"),
+        ({"query_size": "0"}, "query_size '0' is 0 items"),
         ({"query_size": "some"}, "must be a number of items or a share such as 1%"),
         ({"start_size": "200"}, "it must be from 1 to 180"),
         ({"start": "nowhere.txt"}, "nowhere.txt is not there"),
-        ({"model_settings": ("dropout=0",)}, "passes of bag are all equal"),
+        ({"model_settings": ["dropout=0"]}, "passes of bag are all equal"),
     ],
 )
 def test_plans_that_cannot_be_are_refused_before_training(
@@ -456,7 +473,7 @@ def test_plans_that_cannot_be_are_refused_before_training(
     def never(*_):
         raise AssertionError("it trained")
 
-    monkeypatch.setattr(acquisition.Learner, "train", never)
+    monkeypatch.setattr(active.Learner, "train", never)
     with pytest.raises(ValueError, match=message):
         Run(corpus, tmp_path, **changes)
 
@@ -507,13 +524,14 @@ def test_a_noisy_oracle_is_written_down(corpus, tmp_path, finished):
 
 
 def test_the_preset_is_the_protocol_of_the_paper(corpus, tmp_path):
-    config = Config(**PRESETS["jacobs2021"])
-    assert (config.start_size, config.query_size, config.passes) == ("593", "85", 10)
-    assert (config.epochs, config.batch_size, config.seeds) == (15, 128, 3)
-    assert config.network["dropout"] == 0.2 and config.select == "loss"
-    settings = PRESETS["jacobs2021"] | {
+    corpus_, asking, rounds, training = active_learning.settings(ACTIVE["jacobs2021"])
+    sizes = (rounds.start_size, rounds.query_size, rounds.passes)
+    assert sizes == ("593", "85", 10)
+    assert (training.epochs, training.batch_size, asking.seeds) == (15, 128, 3)
+    assert corpus_.model_settings == {"dropout": 0.2} and training.select == "loss"
+    settings = ACTIVE["jacobs2021"] | {
         "dataset": str(corpus),
-        "model_settings": ("filters=4", "dropout=0.2"),
+        "model_settings": ["filters=4", "dropout=0.2"],
         "start_size": "10",
         "query_size": "40",
         "budget": 50,
@@ -522,10 +540,10 @@ def test_the_preset_is_the_protocol_of_the_paper(corpus, tmp_path):
     }
     said = []
     rows = active_learning.run(
-        Config(**settings),
+        settings,
         preset="jacobs2021",
         out=tmp_path / "run",
-        results=tmp_path / "r.jsonl",
+        rows=tmp_path / "r.jsonl",
         say=said.append,
     )
     assert any("with these faults of its code mended" in line for line in said)

@@ -307,13 +307,13 @@ def test_a_query_sees_no_label_it_did_not_ask_for(task, monkeypatch):
 
 def test_a_start_and_four_rounds(task, monkeypatch):
     seen = []
-    real = active.acquire
+    real = active.ask_in_rounds
 
     def watched(query, pool, oracle, sizes, *args):
         seen.append((int((pool.acquired_round == 0).sum()), sizes))
         return real(query, pool, oracle, sizes, *args)
 
-    monkeypatch.setattr(active, "acquire", watched)
+    monkeypatch.setattr(active, "ask_in_rounds", watched)
     for per_class in (1, 5):
         dj.queried("k_center", pool=60, protocol=PROTOCOL)(task, per_class, 0)
     assert seen == [(1, [1, 1]), (3, [3, 3, 3, 3])]

@@ -1,6 +1,7 @@
-"""The tuner: from flags to a study and its rows, on made-up text."""
+"""The tuner: from recipes and flags to a study and its rows, on made-up text."""
 
 import dataclasses
+import importlib
 import json
 import os
 import shlex
@@ -10,29 +11,48 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
+import optax
 import pytest
 
 pytest.importorskip("optuna", reason='pip install "distill_jax[tune]"')
 
-from distill_jax import results as result_rows
-from distill_jax import study
-from distill_jax.loop import NonFiniteMetaGradient, Schedule, distill
-from experiments import recipe, trials, tune
-from experiments.trials import Outcome, Range, suggested
-from tests.test_compare import write_corpus
+import distill_jax as dj
+from distill_jax import results, space, study
+from distill_jax.distill import build, distill, start_of
+from distill_jax.loop import NonFiniteMetaGradient
+from distill_jax.schema import check
+from distill_jax.tune import SPACE, OnReal, Outcome, Range
+from experiments import cli, tune
 
 ROOT = Path(__file__).parents[1]
+library = importlib.import_module("distill_jax.tune")  # dj.tune is the function
+RECIPE = dj.recipe(
+    "bag",
+    inner__lr=0.5,
+    inner__passes=4,
+    meta__lr=0.05,
+    meta__lr_labels=0.05,
+    meta__lr_steps=0.02,
+    meta__steps=20,
+    meta__validate_every=5,
+    meta__checkpoint_every=10,
+    meta__real_batch=32,
+    meta__real_chunk=32,
+    meta__validation_inits=2,
+    meta__validation_examples=45,
+)
+SEARCH = {name: SPACE[name] for name in ("inner__lr", "meta__lr")}
 TINY = {
     "model": "bag",
-    "model_settings": ("hidden=8",),
+    "model_settings": ["hidden=8"],
     "vectors": "random",
     "length": 6,
     "examples_per_class": 1,
-    "inner_optimizer": "sgd",
     "inner_lr": 0.5,
-    "inner_grad": "plain",
     "num_passes": 4,
     "meta_lr": 0.05,
     "meta_lr_labels": 0.05,
@@ -44,7 +64,6 @@ TINY = {
     "real_chunk": 32,
     "validation_inits": 2,
     "validation_examples": 45,
-    "selection_seeds": 3,
     "startup_trials": 2,
     "search": "inner_lr,meta_lr",
     "trials": 3,
@@ -61,41 +80,72 @@ def single_precision():
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus") / "made_up")
+    """Three classes, each with words of its own among those of all."""
+    folder, rng = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0)
+    for split, size in (("train", 90), ("validation", 45), ("test", 45)):
+        lines = ["text\tlabel"]
+        for i in range(size):
+            words = [f"w{i % 3}{k}" for k in rng.integers(4, size=2)]
+            words += [f"all{k}" for k in rng.integers(8, size=4)] + [f"n{split}{i}"]
+            lines.append(" ".join(rng.permutation(words)) + f"\tclass{i % 3}")
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def blind(task: dj.Task) -> dj.Task:
+    """Without its test split; vocabulary and digest have been made by then."""
+    dataset = dataclasses.replace(task.dataset, test=None)
+    without = dataclasses.replace(task, test=None, dataset=dataset)
+    vars(without)["sha256"] = task.sha256
+    return without
+
+
+def made_of(folder: Path) -> dj.Task:
+    settings = {"embedder": "random", "length": 6, "hidden": 8}
+    return blind(dj.make_task(folder, "bag", **settings))
+
+
+@pytest.fixture(scope="module")
+def task(corpus) -> dj.Task:
+    return made_of(corpus)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_test_split():
-    """The tuner is given none; the vocabulary has been built by then."""
-    load = recipe.load
-
-    def blind(config, say):
-        task = load(config, say)
-        dataset = dataclasses.replace(task.dataset, test=None)
-        return dataclasses.replace(task, test=None, dataset=dataset)
-
+    """The command is given none either."""
+    load = cli.Corpus.task
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "load", blind)
+        patch.setattr(cli.Corpus, "task", lambda self, say: blind(load(self, say)))
         yield
 
 
 class Run:
-    """A study in this process, and what it said."""
+    """A study by the command, in this process, and what it said."""
 
     def __init__(self, corpus, folder: Path, dry_run=False, **changes):
         self.out, self.results, self.said = folder / "run", folder / "r.jsonl", []
-        self.config = tune.Config(**TINY | {"dataset": str(corpus)} | changes)
-        self.result = tune.run(
-            self.config,
+        self.found = tune.run(
+            TINY | {"dataset": str(corpus)} | changes,
             out=self.out,
-            results=self.results,
+            rows=self.results,
             dry_run=dry_run,
             say=self.said.append,
         )
 
     @property
     def rows(self):
-        return result_rows.read(self.results)
+        return results.read(self.results)
+
+
+def tuned(task, folder=None, recipe: Any = RECIPE, **changes: Any):
+    """A study by the library."""
+    how: dict[str, Any] = {
+        "space": SEARCH,
+        "trials": 3,
+        "startup_trials": 2,
+        "examples_per_class": 1,
+    }
+    return dj.tune(task, recipe, folder=folder, **how | changes)
 
 
 def facts(rows):
@@ -105,18 +155,24 @@ def facts(rows):
 
 
 class Made:
-    """In place of a distillation: it is the better the closer meta_lr is to 0.05."""
+    """In place of a distillation: it is the better the closer meta__lr is to 0.05."""
 
     num_seeds = 1
 
-    def __init__(self, config, task):
+    def __init__(self, task, recipe, n, seed):
         pass
 
-    def __call__(self, config, report):
-        accuracy = round(1 / (1 + abs(config.meta_lr - 0.05) * 10), 6)
-        for step in range(0, config.num_meta_steps + 1, config.validate_every):
+    def __call__(self, recipe, report):
+        meta = recipe.meta
+        accuracy = round(1 / (1 + abs(meta.lr - 0.05) * 10), 6)
+        for step in range(0, meta.steps + 1, meta.validate_every):
             report(step, accuracy)
-        return Outcome(accuracy, config.num_meta_steps)
+        return Outcome(accuracy, meta.steps)
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    monkeypatch.setattr(library, "Distilling", Made)
 
 
 @pytest.fixture(scope="module")
@@ -124,39 +180,41 @@ def whole(corpus, tmp_path_factory, no_test_split) -> Run:
     return Run(corpus, tmp_path_factory.mktemp("whole"), prune=False)
 
 
-def test_every_trial_is_a_row(whole):
+def test_every_trial_is_a_row(whole, task):
     rows = whole.rows
     assert [row["trial"] for row in rows] == [0, 1, 2]
-    assert rows == json.loads(json.dumps(whole.result.rows))
-    assert rows[0]["params"] == {"inner_lr": 0.5, "meta_lr": 0.05}
-    assert len({row["params"]["meta_lr"] for row in rows}) == 3
+    assert rows == json.loads(json.dumps(whole.found.rows))
+    assert rows[0]["params"] == {"inner__lr": 0.5, "meta__lr": 0.05}
+    assert len({row["params"]["meta__lr"] for row in rows}) == 3
     for row in rows:
         assert row["state"] == "complete" and row["split"] == "validation"
         assert (row["method"], row["examples"]) == ("distilled", 3)
+        assert row["data"] == task.sha256
         assert [when for when, _ in row["reports"]] == [0, 5, 10, 15, 20]
-        assert 0.01 <= row["params"]["inner_lr"] <= 3
-        assert 0.002 <= row["params"]["meta_lr"] <= 0.3
+        assert 0.01 <= row["params"]["inner__lr"] <= 3
+        assert 0.002 <= row["params"]["meta__lr"] <= 0.3
     best = max(rows, key=lambda row: row["accuracy_mean"])
-    assert whole.result.accuracy == best["accuracy_mean"]
-    assert whole.result.best.meta_lr == best["params"]["meta_lr"]
-    assert whole.result.best.num_passes == 4
+    assert whole.found.accuracy == best["accuracy_mean"]
+    assert whole.found.recipe.meta.lr == best["params"]["meta__lr"]
+    assert whole.found.recipe.inner.passes == 4
+    (line,) = [text for text in whole.said if text.startswith("trial 0: ")]
+    assert " left: inner_lr=0.5 meta_lr=0.05" in line
 
 
-def test_a_window_is_cut_to_the_steps_of_its_trial(corpus):
+def test_a_window_is_cut_to_the_steps_of_its_trial():
     optuna = pytest.importorskip("optuna")
-    config = tune.Config(
-        **TINY | {"dataset": str(corpus), "search": "windows,num_passes"}
-    )
-    assert config.num_minibatches == 1
+    wanted = {"inner__windows": ("none", "random"), "inner__passes": (10, 40)}
+    searched = space.space_of(RECIPE, wanted)
     for kind, passes, window in (
         ("none", 10, {}),
-        ("random", 10, {"window": 10}),
-        ("last", 40, {"window": 20}),
+        ("random", 10, {"inner__window": 10}),
+        ("random", 40, {}),
     ):
-        trial = optuna.trial.FixedTrial({"windows": kind, "num_passes": passes})
-        found = suggested(trial, config, config.space)
-        assert found == {"windows": kind, "num_passes": passes} | window
-        dataclasses.replace(config.of_trial, **found)
+        given = {"inner__windows": kind, "inner__passes": passes}
+        trial = optuna.trial.FixedTrial(given)
+        found = space.suggested(trial, RECIPE, searched, 3)
+        assert found == given | window
+        space.with_params(RECIPE, searched, found)
 
 
 @pytest.mark.parametrize(
@@ -172,65 +230,54 @@ def test_a_window_is_cut_to_the_steps_of_its_trial(corpus):
 )
 def test_a_row_keeps_to_its_schema(whole, change, message):
     row = whole.rows[0]
-    result_rows.check(row)
+    check(row)
     with pytest.raises(ValueError, match=message):
-        result_rows.check(row | change)
+        check(row | change)
     del row["reports"]
     with pytest.raises(ValueError, match="missing fields: reports"):
-        result_rows.check(row)
+        check(row)
 
 
-def test_a_trial_is_the_distillation_that_its_settings_make(whole):
-    """And its accuracy is of theta_0 that did not choose its meta-step."""
-    config, task = whole.result.best, recipe.load(whole.config, print)
-    setup = recipe.build(config, task, recipe.start_of(config, task))
-    result = distill(
-        setup.step,
-        setup.state,
-        setup.next_batch,
-        setup.validate,
-        Schedule(20, 5, 10),
-        key=jax.random.key(config.seed),
-        num_inits=config.num_inits,
-    )
-    row = max(whole.rows, key=lambda row: row["accuracy_mean"])
-    seen = [[r["step"], r["accuracy"]] for r in result.history]
-    assert row["reports"] == seen and row["best_step"] == result.best_step
-    key = jax.random.fold_in(jax.random.key(config.seed), 30)
-    assert row["accuracy_mean"] == setup.validate(result.best, key)
+def test_a_trial_is_the_distillation_that_its_settings_make(whole, task):
+    """Also the last, which used the program of the first; and its accuracy is of
+    theta_0 that did not choose its meta-step."""
+    row = whole.rows[-1]
+    recipe = RECIPE.replace(**row["params"])
+    assert recipe.meta.lr != RECIPE.meta.lr
+    setup = build(task, recipe, start_of(task, recipe, 3, 0), 0)
+    found = distill(task, recipe, examples=3, setup=setup, progress=False)
+    seen = [[r["step"], r["accuracy"]] for r in found.history]
+    assert row["reports"] == seen and row["best_step"] == found.best_step
+    key = jax.random.fold_in(jax.random.key(0), 30)
+    assert row["accuracy_mean"] == setup.validate(found.best, key)
 
 
-@pytest.mark.parametrize("clip_norm", [0.5, 0.0])
-def test_trials_share_a_program(corpus, clip_norm):
-    """Whatever their step sizes and clipping, they lower to the same text."""
-    task, texts = None, set()
-    for factor in (1, 2):
-        config = tune.Config(**TINY | {"dataset": str(corpus), "clip_norm": 0.5})
-        task = task or recipe.load(config, print)
-        changes = {
-            name: getattr(config, name) * factor
-            for name in ("meta_lr", "meta_lr_labels", "meta_lr_steps", "inner_lr")
-        }
-        config = dataclasses.replace(
-            config.of_trial, clip_norm=clip_norm * factor, **changes
-        )
-        setup = recipe.build(config, task, recipe.start_of(config, task), traced=True)
-        keys = jax.random.split(jax.random.key(0), 1)
-        lowered = setup.step.lower(setup.state, keys, setup.next_batch(0))
-        texts.add(lowered.as_text())
-    assert len(texts) == 1
+def test_trials_share_a_program(task):
+    def steps(**changes):
+        recipe = RECIPE.replace(**changes)
+        start = start_of(task, recipe, 3, 0)
+        return build(task, recipe, start, 0, traced=True).steps
+
+    names = "inner__lr start__label_logit meta__lr meta__lr_labels meta__lr_steps"
+    first = steps()
+    for name in [*names.split(), "meta__clip_norm"]:
+        assert steps(**{name: 0.123}) is first, name
+    for change in ({"meta__clip_norm": 0.0}, {"meta__b1": 0.5}, {"inner__passes": 3}):
+        assert steps(**change) is not first
 
 
-def test_the_command_at_the_end_has_the_best_settings(whole):
-    (line,) = [li for li in whole.said[-1].splitlines() if li.startswith("Next: ")]
+def test_the_command_at_the_end_has_the_best_settings(whole, corpus):
+    (line,) = [text for text in whole.said if text.startswith("Next: ")]
     words = shlex.split(line.removeprefix("Next: "))
     assert words[:3] == ["python", "-m", "experiments.distill"]
     code = (
-        "import sys, json, dataclasses; from absl import flags\n"
-        "from experiments import config, distill, recipe\n"
-        "distill.define_flags(); flags.FLAGS(sys.argv)\n"
-        "c = config.from_flags(recipe.Config, recipe.PRESETS, recipe.BEST_RECIPES)\n"
-        "print(json.dumps(dataclasses.asdict(c)))"
+        "import sys, json; from absl import flags\n"
+        "from experiments import cli, distill\n"
+        "distill.define_flags(); flags.FLAGS(sys.argv); values = cli.given()\n"
+        "corpus = cli.settings(cli.Corpus, values)\n"
+        "recipe = cli.recipe_of(values, corpus.model)\n"
+        "print(json.dumps([corpus.dataset, corpus.length, corpus.model_settings,\n"
+        "    values['examples_per_class'], recipe.described]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *words[3:]],
@@ -239,33 +286,32 @@ def test_the_command_at_the_end_has_the_best_settings(whole):
         text=True,
         check=True,
     )
-    expected = dataclasses.asdict(whole.result.best)
-    assert json.loads(done.stdout) == json.loads(json.dumps(expected))
+    best = whole.found.recipe.described
+    assert json.loads(done.stdout) == [str(corpus), 6, {"hidden": 8}, 1, best]
 
 
 def test_a_command_turns_flags_off_and_repeats_them():
-    config = recipe.Config(
-        learn_lr=False, model_settings=("filters=8", "widths=[2, 3]"), meta_lr=0.3
-    )
-    assert tune.command_of(config) == (
-        "python -m experiments.distill --model_settings=filters=8 "
-        "'--model_settings=widths=[2, 3]' --nolearn_lr --meta_lr=0.3"
-    )
-    bag = recipe.Config(model="bag", **recipe.BEST_RECIPES["bag"])
-    assert tune.command_of(bag) == "python -m experiments.distill --model=bag"
+    changed = dj.recipe("bag", inner__learn_lr=False, meta__lr=0.3)
+    assert cli.flags_of(changed, "bag") == ["--nolearn_lr", "--meta_lr=0.3"]
+    assert cli.flags_of(dj.recipe("bag"), "bag") == []
+    settings = {"filters": 8, "widths": [2, 3]}
+    corpus = cli.Corpus(model="text_cnn", model_settings=settings)
+    assert cli.changed(corpus, cli.Corpus(model="text_cnn")) == [
+        "--model_settings=filters=8",
+        "--model_settings=widths=[2, 3]",
+    ]
 
 
 def test_killed_it_goes_on_as_if_it_never_stopped(whole, corpus, tmp_path):
-    given = TINY | {"dataset": corpus, "prune": False}
     flags = []
-    for name, value in given.items():
-        values = value if isinstance(value, tuple) else (value,)
+    for name, value in (TINY | {"dataset": corpus, "prune": False}).items():
+        values = value if isinstance(value, list) else [value]
         flags += [f"--{name}={one}" for one in values]
-    results = tmp_path / "r.jsonl"
+    rows = tmp_path / "r.jsonl"
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "experiments.tune", *flags),
-            *(f"--out={tmp_path / 'run'}", f"--results={results}"),
+            *(f"--out={tmp_path / 'run'}", f"--results={rows}"),
         ],
         cwd=ROOT,
         env=os.environ | {"JAX_COMPILATION_CACHE_DIR": _cache()},
@@ -273,14 +319,13 @@ def test_killed_it_goes_on_as_if_it_never_stopped(whole, corpus, tmp_path):
     )
     try:
         until = time.monotonic() + 120
-        while not (results.exists() and results.read_text().count("\n")):
+        while not (rows.exists() and rows.read_text().count("\n")):
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.01)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = len(result_rows.read(results))
-    assert 1 <= done < 3
+    assert 1 <= len(results.read(rows)) < 3
     resumed = Run(corpus, tmp_path, prune=False)
     assert any("were done before" in line for line in resumed.said)
     assert facts(resumed.rows) == facts(whole.rows)
@@ -288,61 +333,59 @@ def test_killed_it_goes_on_as_if_it_never_stopped(whole, corpus, tmp_path):
 
 
 def _cache() -> str:
-    return str(jax.config.jax_compilation_cache_dir)
+    return str(jax.config.values["jax_compilation_cache_dir"])
 
 
-def test_a_row_that_was_not_written_is_written_later(monkeypatch, corpus, tmp_path):
-    monkeypatch.setattr(tune, "Distillation", Made)
-    first = Run(corpus, tmp_path)
-    lines = first.results.read_text().splitlines(keepends=True)
-    first.results.write_text("".join(lines[:-1]))
-    again = Run(corpus, tmp_path)
-    assert again.results.read_text().splitlines(keepends=True) == lines
-    assert again.result.best == first.result.best
-    Run(corpus, tmp_path)
-    assert len(first.rows) == 3
+def test_a_row_that_was_not_written_is_written_later(made_up, task, tmp_path):
+    first = tuned(task, tmp_path)
+    file = tmp_path / "rows.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:-1]))
+    again = tuned(task, tmp_path)
+    assert file.read_text().splitlines(keepends=True) == lines
+    assert again == first
+    tuned(task, tmp_path)
+    assert len(results.read(file)) == 3
 
 
-def test_more_trials_prolong_it(monkeypatch, corpus, tmp_path):
-    monkeypatch.setattr(tune, "Distillation", Made)
-    (tmp_path / "a").mkdir()
+def test_more_trials_prolong_it(made_up, task, tmp_path):
     for count in (1, 3, 6):
-        parts = Run(corpus, tmp_path / "a", trials=count, startup_trials=4)
-    at_once = Run(corpus, tmp_path / "b", trials=6, startup_trials=4)
-    assert facts(parts.rows) == facts(at_once.rows) and len(parts.rows) == 6
-    assert len({row["params"]["meta_lr"] for row in at_once.rows}) == 6
-    other = Run(corpus, tmp_path / "c", trials=6, startup_trials=4, seed=1)
-    assert facts(other.rows)[1:] != facts(at_once.rows)[1:]
+        parts = tuned(task, tmp_path, trials=count, startup_trials=4).rows
+    at_once = tuned(task, trials=6, startup_trials=4).rows  # kept nowhere
+    assert facts(parts) == facts(at_once) and len(parts) == 6
+    assert len({row["params"]["meta__lr"] for row in at_once}) == 6
+    other = tuned(task, trials=6, startup_trials=4, seed=1).rows
+    assert facts(other)[1:] != facts(at_once)[1:]
 
 
-def test_a_trial_at_a_stop_is_made_again(monkeypatch, corpus, tmp_path):
+def test_a_trial_at_a_stop_is_made_again(monkeypatch, task, tmp_path):
     """Also the first, which is proposed by hand."""
 
     class Stopped(Made):
         stop_at = 0
 
-        def __call__(self, config, report):
+        def __call__(self, recipe, report):
             if Stopped.stop_at == 0:
                 raise KeyboardInterrupt
             Stopped.stop_at -= 1
-            return super().__call__(config, report)
+            return super().__call__(recipe, report)
 
-    monkeypatch.setattr(tune, "Distillation", Stopped)
+    monkeypatch.setattr(library, "Distilling", Stopped)
     for completed in (0, 0, 2):
         Stopped.stop_at = completed
         with pytest.raises(KeyboardInterrupt):
-            Run(corpus, tmp_path / "a")
+            tuned(task, tmp_path)
     Stopped.stop_at = 99
-    got = Run(corpus, tmp_path / "a")
-    monkeypatch.setattr(tune, "Distillation", Made)
-    assert facts(got.rows) == facts(Run(corpus, tmp_path / "b").rows)
+    got = tuned(task, tmp_path).rows
+    monkeypatch.setattr(library, "Distilling", Made)
+    assert facts(got) == facts(tuned(task).rows)
 
 
-def test_bad_trials_end_early_and_others_win(monkeypatch, corpus, tmp_path):
+def test_bad_trials_end_early_and_others_win(monkeypatch, task):
     class Staged(Made):
         count = 0
 
-        def __call__(self, config, report):
+        def __call__(self, recipe, report):
             number, Staged.count = Staged.count, Staged.count + 1
             for step in (0, 5, 10, 15, 20):
                 if number == 4 and step == 10:
@@ -350,150 +393,220 @@ def test_bad_trials_end_early_and_others_win(monkeypatch, corpus, tmp_path):
                 report(step, 0.2 if number == 3 else 0.5 + step / 100)
             return Outcome(0.6 + number / 100, 20)
 
-    monkeypatch.setattr(tune, "Distillation", Staged)
-    result = Run(corpus, tmp_path, trials=6).result
-    states = [row["state"] for row in result.rows]
+    monkeypatch.setattr(library, "Distilling", Staged)
+    found = tuned(task, trials=6)
+    states = [row["state"] for row in found.rows]
     assert states == ["complete"] * 3 + ["pruned", "not_finite", "complete"]
-    pruned, broken = result.rows[3:5]
+    pruned, broken = found.rows[3:5]
     assert pruned["reports"] == [[0, 0.2], [5, 0.2]]  # a fifth of 20 is 4
     assert (pruned["accuracy_mean"], pruned["best_step"]) == (0.2, 0)
     assert (broken["accuracy_mean"], broken["best_step"]) == (0.55, 5)
-    assert result.accuracy == pytest.approx(0.65)
+    assert found.accuracy == pytest.approx(0.65)
     Staged.count = 0
-    kept = Run(corpus, tmp_path / "all", trials=4, prune=False).result
+    kept = tuned(task, trials=4, prune=False)
     assert [row["state"] for row in kept.rows] == ["complete"] * 4
 
 
 def test_no_trial_was_completed(monkeypatch, corpus, tmp_path):
     class Broken(Made):
-        def __call__(self, config, report):
+        def __call__(self, recipe, report):
             report(0, 0.5)
             raise NonFiniteMetaGradient("inf")
 
-    monkeypatch.setattr(tune, "Distillation", Broken)
-    with pytest.raises(ValueError, match="no trial was completed"):
+    monkeypatch.setattr(library, "Distilling", Broken)
+    with pytest.raises(ValueError, match="no trial was completed.* Lower --inner_lr"):
         Run(corpus, tmp_path)
 
 
-def test_the_model_of_the_trials_finds_what_is_good(monkeypatch, corpus, tmp_path):
-    monkeypatch.setattr(tune, "Distillation", Made)
-    changes = {"meta_lr": 0.3, "search": "meta_lr", "startup_trials": 5}
-    rows = Run(corpus, tmp_path, trials=25, prune=False, **changes).rows
-    tried = [row["params"]["meta_lr"] for row in rows]
+def test_the_model_of_the_trials_finds_what_is_good(made_up, task):
+    rows = tuned(
+        task,
+        recipe=RECIPE.replace(meta__lr=0.3),
+        space={"meta__lr": SPACE["meta__lr"]},
+        trials=25,
+        startup_trials=5,
+        prune=False,
+    ).rows
+    tried = [row["params"]["meta__lr"] for row in rows]
     far = [abs(value - 0.05) for value in tried]
     assert min(far[:5]) > min(far[5:]) < 0.01
     assert sum(far[15:]) < sum(far[:5]) * 2
 
 
-def test_real_sentences_are_tuned_by_as_many_trials(corpus, tmp_path):
+def test_real_sentences_are_tuned_by_as_many_trials(corpus, task, tmp_path):
     changes = {"baseline": "random", "search": "", "num_passes": 10}
-    run = Run(corpus, tmp_path, **changes)
+    run = Run(corpus, tmp_path, selection_seeds=3, **changes)
     assert [row["method"] for row in run.rows] == ["random"] * 3
-    first = {"inner_optimizer": "sgd", "inner_lr": 0.5, "num_passes": 10}
+    first = {"inner__optimizer": "sgd", "inner__lr": 0.5, "inner__passes": 10}
     assert run.rows[0]["params"] == first
     for row in run.rows:
         assert row["best_step"] is None and row["num_seeds"] == 3
-        assert set(row["params"]) == set(trials.BASELINE_SPACE)
+        assert set(row["params"]) == set(library.BASELINE_SPACE)
     assert [len(row["reports"]) for row in run.rows[:2]] == [3, 3]
-    assert "Next" not in run.said[-1]
+    assert not any(line.startswith("Next") for line in run.said)
     # The same by hand: three draws, each from the theta_0 that judge all trials.
-    task = recipe.load(run.config, print)
-    trial = trials.Baseline(run.config.of_trial, task, "random")
-    assert len({batches.x.tobytes() for batches in trial.sets}) == 3
-    got = trial(run.config.of_trial, lambda when, accuracy: None)
+    recipe = RECIPE.replace(inner__passes=10)
+    trial = OnReal(task, recipe, 3, 0, "random", 3)
+    assert len({np.asarray(one.x).tobytes() for one in trial.sets}) == 3
+    got = trial(recipe, lambda when, accuracy: None)
     assert got.accuracy == run.rows[0]["accuracy_mean"]
-    slow = dataclasses.replace(run.config.of_trial, inner_lr=1e-6)
+    slow = recipe.replace(inner__lr=1e-6)
     assert trial(slow, lambda when, accuracy: None).accuracy < got.accuracy
 
 
-def test_a_choice_without_chance_is_one_set(corpus, tmp_path):
-    run = Run(corpus, tmp_path, baseline="herding", search="inner_lr", trials=1)
-    assert run.rows[0]["num_seeds"] == 1
-    assert run.rows[0]["params"] == {"inner_lr": 0.5}
+def test_a_choice_without_chance_is_one_set(task):
+    only = {"inner__lr": SPACE["inner__lr"]}
+    (row,) = tuned(task, space=only, baseline="herding", trials=1).rows
+    assert row["num_seeds"] == 1 and row["params"] == {"inner__lr": 0.5}
+
+
+def test_what_is_the_users_own_is_searched_under_its_name(task, tmp_path):
+    """An optimizer, a selection, and a whole number."""
+
+    def first_ones(features, labels, n, key):
+        return np.arange(n)
+
+    mine = dj.named("sign", optax.scale_by_sign())
+    recipe = RECIPE.replace(inner__optimizer=mine, inner__lr=0.1)
+    wanted = {
+        "inner__optimizer": ("sgd",),
+        "inner__lr": SPACE["inner__lr"],
+        "inner__passes": Range(2, 9),
+    }
+    how: dict[str, Any] = {
+        "space": wanted,
+        "baseline": first_ones,
+        "trials": 5,
+        "startup_trials": 5,
+    }
+    found = tuned(task, tmp_path, recipe, **how)
+    first, *others = [row["params"] for row in found.rows]
+    assert first == {"inner__optimizer": "sign", "inner__lr": 0.1, "inner__passes": 4}
+    assert {params["inner__optimizer"] for params in others} == {"sign", "sgd"}
+    assert all(type(params["inner__passes"]) is int for params in others)
+    assert found.rows[0]["method"] == "first_ones"
+    best = max(found.rows, key=lambda row: row["accuracy_mean"])["params"]
+    assert found.recipe.inner.optimizer in (mine, "sgd")
+    assert space.label(found.recipe.inner.optimizer) == best["inner__optimizer"]
+    # Another optimizer under the same name is another study.
+    other = recipe.replace(inner__optimizer=dj.named("sign", optax.scale_by_rms()))
+    with pytest.raises(ValueError, match="another inner.optimizer"):
+        tuned(task, tmp_path, other, **how)
 
 
 def test_a_dry_run_makes_nothing(corpus, tmp_path):
     run = Run(corpus, tmp_path, dry_run=True)
-    assert run.result is None and not run.out.exists() and not run.results.exists()
+    assert run.found is None and not run.out.exists() and not run.results.exists()
     assert "  meta_lr: 0.002 to 0.3; first 0.05" in run.said
 
 
-def test_time_is_up(monkeypatch, corpus, tmp_path):
-    monkeypatch.setattr(tune, "Distillation", Made)
-    run = Run(corpus, tmp_path, max_minutes=1e-9)
-    assert len(run.rows) == 1 and any("goes on" in line for line in run.said)
+def test_time_is_up(made_up, task):
+    said = []
+    rows = tuned(task, max_minutes=1e-9, say=said.append).rows
+    assert len(rows) == 1 and any("goes on" in line for line in said)
 
 
 def test_the_present_settings_are_within_what_is_searched():
-    config = recipe.Config(
-        inner_optimizer="momentum", inner_lr=0.9, num_passes=15, meta_lr=0.5
+    recipe = dj.recipe(
+        inner__optimizer="momentum", inner__lr=0.9, inner__passes=15, meta__lr=0.5
     )
-    space = trials.space_of(config, "", real=False)
-    assert space["num_passes"] == (10, 15, 20, 40)
-    assert space["meta_lr"] == Range(0.002, 0.5)
-    assert space["inner_lr"] == {
+    searched = space.space_of(recipe)
+    assert searched["inner__passes"] == (10, 15, 20, 40)
+    assert searched["meta__lr"] == Range(0.002, 0.5)
+    assert searched["inner__lr"] == {
         "sgd": Range(0.01, 3.0),
         "momentum": Range(0.002, 0.9),
         "adam": Range(0.001, 0.3),
     }
-    assert trials.as_it_is(config, space)["inner_lr.momentum"] == 0.9
-    frozen = dataclasses.replace(config, learn_lr=False, labels="hard")
-    searched = trials.space_of(frozen, "", real=False)
-    assert set(trials.SPACE) - set(searched) == {"meta_lr_labels", "meta_lr_steps"}
-    asked = trials.space_of(config, "start, inner_lr", real=False)
-    assert list(asked) == ["inner_lr", "start"] and set(asked["inner_lr"]) == {
-        "momentum"
-    }
+    assert space.as_it_is(recipe, searched)["inner__lr.momentum"] == 0.9
+    frozen = recipe.replace(inner__learn_lr=False, start__labels="hard")
+    left = set(SPACE) - set(space.space_of(frozen))
+    assert left == {"meta__lr_labels", "meta__lr_steps"}
+    asked = tune.space_of("start, inner_lr", real=False)
+    assert asked is not None and list(asked) == ["inner__lr", "start__kind"]
+    assert set(space.space_of(recipe, asked)["inner__lr"]) == {"momentum"}
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"trials": 0}, "--trials must be at least 1, got 0"),
-        ({"startup_trials": 0}, "--startup_trials must be at least 1"),
-        ({"max_minutes": -1.0}, "--max_minutes must be at least 0"),
+        ({"trials": 0}, "trials must be at least 1, got 0"),
+        ({"startup_trials": 0}, "startup_trials must be at least 1"),
+        ({"max_minutes": -1.0}, "max_minutes must be at least 0"),
         ({"search": "meta_lr,sped"}, "does not know 'sped'; known: inner_opt"),
         ({"search": "meta_lr", "baseline": "random"}, "does not know 'meta_lr'"),
-        ({"search": "meta_lr_steps", "learn_lr": False}, "no effect with --nolearn"),
+        (
+            {"search": "meta_lr_steps", "learn_lr": False},
+            "--meta_lr_steps has no effect with --learn_lr=False",
+        ),
         ({"search": "meta_lr_labels", "labels": "frozen"}, "with --labels=frozen"),
         ({"search": "meta_lr", "meta_lr": 0.0}, "--meta_lr=0.0 cannot be searched"),
-        ({"select_on": "test"}, "never reads test"),
-        ({"baseline": "kmeans"}, "unknown --baseline=kmeans; known: random"),
+        ({"select_on": "test"}, "--select_on=test .* never reads test"),
+        ({"baseline": "kmeans"}, "unknown selection 'kmeans'; known: "),
         ({"num_meta_steps": 0}, "--num_meta_steps must be at least 1"),
-    ],
-)
-def test_settings_that_cannot_be(changes, message):
-    with pytest.raises(ValueError, match=message):
-        tune.Config(**TINY | changes)
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"real_batch": 96, "real_chunk": 96}, "--real_batch=96 is more than the 90"),
+        # What the corpus cannot give.
+        ({"real_batch": 96, "real_chunk": 96}, "real_batch=96 is more than the 90"),
         ({"examples_per_class": 31}, "asked for 93 examples of 90"),
-        ({"num_minibatches": 2}, "--num_minibatches=2 must divide the 3"),
-        ({"num_minibatches": 2, "baseline": "random", "search": ""}, "divide the 3"),
+        ({"num_minibatches": 2}, "num_minibatches=2 must divide the 3"),
+        ({"num_minibatches": 2, "baseline": "random"}, "divide the 3"),
     ],
 )
-def test_what_the_corpus_cannot_give_is_told_before_any_trial(
-    corpus, tmp_path, changes, message
-):
+def test_what_cannot_be_is_told_before_any_trial(corpus, tmp_path, changes, message):
+    if changes.get("baseline") and "search" not in changes:
+        changes = changes | {"search": ""}
     with pytest.raises(ValueError, match=message):
         Run(corpus, tmp_path, **changes)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_study_of_other_settings(monkeypatch, corpus, tmp_path):
-    monkeypatch.setattr(tune, "Distillation", Made)
-    Run(corpus, tmp_path)
+@pytest.mark.parametrize(
+    "wanted, more, message",
+    [
+        ({"inner__sped": (1, 2)}, {}, "'inner__sped' in the space; known: inner__opt"),
+        ({"meta__lr": 0.1}, {}, "space of meta__lr must be a Range, choices"),
+        ({"meta__lr": Range(0, 1)}, {}, "meta__lr=0 cannot be searched"),
+        (
+            {"inner__optimizer": ("adam",), "inner__lr": {"sgd": Range(0.1, 1)}},
+            {},
+            "no range for the inner optimizer 'adam'; it has sgd",
+        ),
+        ({"meta__lr": (1, 2)}, {"baseline": "random"}, "no effect with real sent"),
+        (SEARCH, {"baseline": "random", "draws": 0}, "no effect with real"),
+        ({"inner__lr": (0.1,)}, {"baseline": "random", "draws": 0}, "draws must be"),
+    ],
+)
+def test_a_space_that_cannot_be(task, wanted, more, message):
+    with pytest.raises(ValueError, match=message):
+        tuned(task, space=wanted, **more)
+
+
+def test_a_study_of_other_settings(made_up, task, tmp_path):
+    tuned(task, tmp_path)
     for changes, name in (
-        ({"num_passes": 5}, "num_passes, 4, now 5"),
-        ({"search": "meta_lr"}, "search"),
+        ({"recipe": RECIPE.replace(inner__passes=5)}, "inner.passes, 4, now 5"),
+        ({"recipe": RECIPE.replace(inner__passes=20)}, "inner.passes, 4, now absent"),
+        ({"space": {"meta__lr": SPACE["meta__lr"]}}, "space.inner__lr"),
         ({"prune": False}, "prune"),
     ):
-        with pytest.raises(ValueError, match=f"another {name}.* another --out"):
-            Run(corpus, tmp_path, **changes)
+        with pytest.raises(ValueError, match=f"another {name}.* another folder"):
+            tuned(task, tmp_path, **changes)
+
+
+def test_a_study_is_told_by_what_the_corpus_holds(made_up, corpus, tmp_path):
+    """Not by its name: a corrected label is another corpus, a moved one the same."""
+    folders = tmp_path / "same" / corpus.name, tmp_path / "moved"
+    for folder in folders:
+        folder.mkdir(parents=True)
+        for path in corpus.iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+    file = folders[0] / "train.tsv"
+    file.write_text(file.read_text().replace("class0", "class1", 1))
+    task, other, moved = map(made_of, (corpus, *folders))
+    assert task.dataset.name == other.dataset.name != moved.dataset.name
+    tuned(task, tmp_path / "study", trials=1)
+    with pytest.raises(ValueError, match="another data"):
+        tuned(other, tmp_path / "study", trials=2)
+    assert len(tuned(moved, tmp_path / "study", trials=2).rows) == 2
 
 
 def test_a_second_process_is_refused(corpus, tmp_path):
@@ -534,10 +647,9 @@ def test_a_study_of_another_optuna(tmp_path):
             pass
 
 
-def test_the_study_holds_text_and_numbers_only(monkeypatch, corpus, tmp_path):
-    monkeypatch.setattr(tune, "Distillation", Made)
-    run = Run(corpus, tmp_path)
-    file = sqlite3.connect(run.out / "study.db")
+def test_the_study_holds_text_and_numbers_only(made_up, task, tmp_path):
+    tuned(task, tmp_path)
+    file = sqlite3.connect(tmp_path / "study.db")
     names = [n for (n,) in file.execute("SELECT name FROM sqlite_master").fetchall()]
     tables = [n for n in names if n == "studies" or n.startswith("trial")]
     kinds = {
@@ -550,7 +662,7 @@ def test_the_study_holds_text_and_numbers_only(monkeypatch, corpus, tmp_path):
     assert len(tables) > 4 and kinds <= {int, float, str, type(None)}
 
 
-def test_without_optuna(monkeypatch, corpus, tmp_path):
+def test_without_optuna(monkeypatch, task):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "distill_jax\[tune\]"'):
-        Run(corpus, tmp_path)
+        tuned(task)

@@ -1,12 +1,16 @@
 """Labels by hand: a CSV file of questions, and the answers read back from it."""
 
 import csv
+import dataclasses
 import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from distill_jax.active.pool import Oracle
+from distill_jax.data import Dataset, Split
 
 COLUMNS = ("id", "text", "label")
 
@@ -26,6 +30,34 @@ class AwaitingLabels(Exception):
             f"Fill its column 'label' (one of: {names}), then run the same command "
             "with --resume."
         )
+
+
+def by_hand(
+    folder: str | Path, texts: Sequence[str], label_names: Sequence[str]
+) -> Oracle:
+    """An oracle that is somebody who fills in `folder/queried-0.csv`, -1, ...
+
+    A question writes the next file and raises `AwaitingLabels`; asked the same again,
+    it reads the answers.
+
+    Args:
+        folder: of the files.
+        texts: `[N]`, of all items.
+        label_names: C names.
+    """
+
+    def answers(ids: np.ndarray) -> np.ndarray:
+        asked, number = [int(i) for i in ids], 0
+        while (path := Path(folder) / f"queried-{number}.csv").exists():
+            there = {cells["id"].strip() for _, cells in _rows(path, COLUMNS)}
+            # No item is asked twice, so the file of another round shares none.
+            if not there or there & {str(i) for i in asked}:
+                return read_answers(path, asked, label_names)
+            number += 1
+        write_questions(path, asked, [texts[i] for i in asked])
+        raise AwaitingLabels(path, len(asked), label_names)
+
+    return answers
 
 
 def write_questions(path: str | Path, ids: Sequence[int], texts: Sequence[str]) -> None:
@@ -117,6 +149,23 @@ def read_texts(path: str | Path, column: str) -> list[str]:
     if not texts:
         raise ValueError(f"{path} has no text")
     return texts
+
+
+def with_pool(dataset: Dataset, texts: Sequence[str]) -> Dataset:
+    """The corpus with unlabelled text in the place of train, all of class 0.
+
+    Texts that are in validation or test, in whatever case, are left out.
+
+    Raises:
+        ValueError: if none is left.
+    """
+    held_out = (*dataset.validation.texts, *dataset.test.texts)
+    seen = {text.lower() for text in held_out}
+    kept = tuple(text for text in texts if text.lower() not in seen)
+    if not kept:
+        raise ValueError("every text of the pool is in validation or test")
+    unknown = Split(kept, np.zeros(len(kept), np.int32))
+    return dataclasses.replace(dataset, train=unknown)
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:

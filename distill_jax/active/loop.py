@@ -35,7 +35,7 @@ class Round(NamedTuple):
     picked: Picked | None
 
 
-def acquire(
+def ask_in_rounds(
     query: Query,
     pool: Pool,
     oracle: Oracle,

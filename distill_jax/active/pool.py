@@ -105,9 +105,19 @@ class Pool:
         return ids
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Simulated:
+    """An oracle that knows all answers, `[N]`; see `simulated`."""
+
+    answers: np.ndarray
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        return self.answers[np.asarray(ids, int)]
+
+
 def simulated(
     labels: np.ndarray, num_classes: int, *, noise: float = 0.0, seed: int = 0
-) -> Oracle:
+) -> Simulated:
     """An oracle that knows the labels, and is wrong on some items.
 
     Args:
@@ -122,8 +132,7 @@ def simulated(
     rng = np.random.default_rng(seed)
     wrong = rng.random(len(labels)) < noise
     shift = rng.integers(1, max(num_classes, 2), len(labels))
-    answers = np.where(wrong, (labels + shift) % num_classes, labels)
-    return lambda ids: answers[np.asarray(ids, int)]
+    return Simulated(np.where(wrong, (labels + shift) % num_classes, labels))
 
 
 def num_items(size: str | int, total: int, name: str = "query size") -> int:
