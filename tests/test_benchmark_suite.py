@@ -13,7 +13,7 @@ import pytest
 import distill_jax as dj
 from distill_jax import results as result_rows
 from distill_jax import sources
-from distill_jax.claims import Claims
+from distill_jax.locks import Locks
 from distill_jax.loop import Interrupted
 from distill_jax.report import suite_tables
 from experiments import benchmark_suite as suite
@@ -187,21 +187,21 @@ def test_a_stop_frees_the_group_and_it_goes_on(root, tmp_path, monkeypatch):
 # Side by side
 
 
-def test_only_one_has_a_claim(tmp_path):
-    claims = Claims(tmp_path / "locks", "compare")
-    with claims.of("a") as first, claims.of("a") as second:
+def test_only_one_has_a_lock(tmp_path):
+    locks = Locks(tmp_path / "locks", "compare")
+    with locks.of("a") as first, locks.of("a") as second:
         assert (first, second) == (True, False)
-        with claims.of("b") as other:
+        with locks.of("b") as other:
             assert other
-    with claims.of("a") as again:
+    with locks.of("a") as again:
         assert again
 
 
-def test_the_claim_of_a_killed_process_is_free(tmp_path):
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
     code = (
         "import time; from pathlib import Path\n"
-        "from distill_jax.claims import Claims\n"
-        f"with Claims(Path({str(tmp_path)!r}), 'compare').of('a') as mine:\n"
+        "from distill_jax.locks import Locks\n"
+        f"with Locks(Path({str(tmp_path)!r}), 'compare').of('a') as mine:\n"
         "    print(mine, flush=True); time.sleep(600)\n"
     )
     child = subprocess.Popen(
@@ -210,15 +210,15 @@ def test_the_claim_of_a_killed_process_is_free(tmp_path):
         stdout=subprocess.PIPE,
         text=True,
     )
-    claims = Claims(tmp_path, "compare")
+    locks = Locks(tmp_path, "compare")
     try:
         assert child.stdout and child.stdout.readline() == "True\n"
-        with claims.of("a") as mine:
+        with locks.of("a") as mine:
             assert not mine
     finally:
         child.kill()
         child.communicate(timeout=30)
-    with claims.of("a") as mine:
+    with locks.of("a") as mine:
         assert mine
 
 
@@ -240,7 +240,7 @@ def test_what_others_do_is_waited_for_at_last(root, tmp_path, monkeypatch, wait)
     monkeypatch.setattr(LIBRARY, "made_rows", counted)
     facts_of_all = {"experiment": "compare", "preset": None, "model": "bag"}
     key = LIBRARY.digest([work.task.sha256, facts_of_all, *work.groups[0]])
-    held = Claims(tmp_path / "locks", "compare").of(key)
+    held = Locks(tmp_path / "locks", "compare").of(key)
 
     def other_ends(seconds):  # while this one waits
         result_rows.append(rows, [theirs])

@@ -375,7 +375,7 @@ def test_several_processes_share_the_work(task, tmp_path, monkeypatch):
 
     monkeypatch.setattr(LIBRARY.time, "sleep", other_ends)
     key = LIBRARY.digest([task.sha256, facts, *groups[0]])
-    held = LIBRARY.Claims(tmp_path / "locks", "rows").of(key)
+    held = LIBRARY.Locks(tmp_path / "locks", "rows").of(key)
     assert held.__enter__()
     found = dj.compare(task, methods, [1], **settings)
     assert made == ["k_center"]
@@ -389,7 +389,7 @@ def test_several_processes_share_the_work(task, tmp_path, monkeypatch):
         ({"budgets": "1,two"}, "--budgets must be whole numbers from 1"),
         ({"budgets": "0"}, "--budgets must be whole numbers from 1"),
         ({"budgets": "31"}, "class 'class0' has only 30 training examples"),
-        ({"pool_size": 14}, "--pool_size=14 is less than the 15 examples"),
+        ({"pool_size": 14}, "pool_size=14 is less than the 15 examples"),
         ({"select_on": "test"}, "--select_on is not for comparisons"),
         ({"theta_0": "fixed"}, "--theta_0 must be random"),
         ({"dropout": 0.0}, "dropout must be between 0 and 1"),
