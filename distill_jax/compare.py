@@ -21,6 +21,7 @@ from distill_jax.locks import Locks
 from distill_jax.names import described, digest
 from distill_jax.progress import Bars
 from distill_jax.results import Result
+from distill_jax.schema import LINES
 from distill_jax.sources import (
     Method,
     Queried,
@@ -40,8 +41,6 @@ from distill_jax.train import (
     TrainingSet,
     as_set,
 )
-
-LINES = ("full", "majority", "tfidf")
 
 
 class Group(NamedTuple):

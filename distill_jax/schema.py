@@ -159,6 +159,8 @@ TUNE_FIELDS: dict[str, type | tuple[type, ...]] = {
 # After all others, in a row that has the field "experiment": sha256 of the texts,
 # labels, label order and splits as used, and of the embedder.
 DATA_FIELDS: dict[str, type | tuple[type, ...]] = {"data": str}
+# Methods that are no choice of n examples: what all labels, or none, are worth.
+LINES = ("full", "majority", "tfidf")
 NULLABLE = frozenset(
     "preset bytes labels theta_0 training selected_on accuracy_sd full_accuracy_mean "
     "relative_accuracy majority_accuracy ratio_to_torch flops temp_bytes "

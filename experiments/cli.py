@@ -171,7 +171,7 @@ def define_run(name: str, *, resumes: bool = False, page: bool = False) -> None:
         flags.DEFINE_bool("resume", False, "Go on with the run in --out.")
         flags.DEFINE_bool("overwrite", False, "Begin anew where --out has a run.")
     if page:
-        flags.DEFINE_bool("open", False, "Show the page of the run in a browser.")
+        flags.DEFINE_bool("open", False, "Show the page in a browser at the end.")
     _first()
 
 

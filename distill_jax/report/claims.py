@@ -18,6 +18,7 @@ import numpy as np
 from distill_jax import statistics
 from distill_jax.report import markdown, verdict
 from distill_jax.results import Row, find, newest
+from distill_jax.schema import LINES
 
 TRANSFER = "transfer"  # the preset of rows that only the third claim reads
 SHARED_SETTINGS = (
@@ -159,7 +160,7 @@ def transfer(rows: Sequence[Row]) -> list[Claim]:
             row
             for row in rows
             if (row["dataset"], row["model"]) == (dataset, model)
-            and row["method"] not in ("distilled", *verdict.NOT_CHOSEN)
+            and row["method"] not in ("distilled", *LINES)
             and same_protocol(row, ours[0])
         ]
         real = newest(real, "method", "labels", "examples_per_class")

@@ -37,7 +37,11 @@ def interval(row: Row | None) -> str:
         return "-"
     mean = f"{100 * row['accuracy_mean']:.1f}"
     low, high = (100 * value for value in row["interval"])
-    return mean if row["method"] == "majority" else f"{mean} [{low:.1f}, {high:.1f}]"
+    return (
+        mean
+        if row["method"] in ("majority", "tfidf")
+        else f"{mean} [{low:.1f}, {high:.1f}]"
+    )
 
 
 def bounds(values) -> str:

@@ -9,6 +9,7 @@ from distill_jax import scores, statistics
 from distill_jax.report import markdown, verdict
 from distill_jax.report.comparison_tables import of_preset
 from distill_jax.results import Row, find
+from distill_jax.schema import LINES
 
 
 class Target(NamedTuple):
@@ -309,7 +310,7 @@ def _best(rows: Sequence[Row], budget: int, *, real: bool = False) -> Row | None
         row
         for row in rows
         if row["examples_per_class"] == budget
-        and row["method"] not in verdict.NOT_CHOSEN
+        and row["method"] not in LINES
         and (row["method"] != "distilled") == real
         and not (real and row["labels"] == "soft")
     ]

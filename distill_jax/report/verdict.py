@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from distill_jax import statistics
 from distill_jax.results import Row, grouped, newest
+from distill_jax.schema import LINES
 
 ALPHA = 0.05
-NOT_CHOSEN = ("full", "majority")
 # The labels that distilled and real may have, in each question.
 QUESTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "own": (("hard", "soft"), ("hard",)),  # each as its method gives it
@@ -83,7 +83,7 @@ def verdicts(rows: Sequence[Row], question: str = "own") -> list[Verdict]:
         here = [
             row
             for row in rows
-            if row["examples_per_class"] == budget and row["method"] not in NOT_CHOSEN
+            if row["examples_per_class"] == budget and row["method"] not in LINES
         ]
         ours, real = [], []
         for row in here:
@@ -165,7 +165,7 @@ def groups(rows: Sequence[Row]) -> dict[tuple, list[Row]]:
 def budgets(rows: Sequence[Row]) -> list[float]:
     """Examples per class that the rows have, without those of all data."""
     return sorted(
-        {row["examples_per_class"] for row in rows if row["method"] not in NOT_CHOSEN}
+        {row["examples_per_class"] for row in rows if row["method"] not in LINES}
     )
 
 

@@ -21,6 +21,7 @@ from distill_jax.report.page.blocks import (
     percent,
 )
 from distill_jax.results import Row
+from distill_jax.schema import LINES
 from distill_jax.statistics import summary
 
 RESAMPLES = 2_000
@@ -69,7 +70,7 @@ def need(rows: Sequence[Row], fields: Iterable[str]) -> None:
 
 
 def chosen_of(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row["method"] not in ("full", "majority")]
+    return [row for row in rows if row["method"] not in LINES]
 
 
 def levels_of(rows: Sequence[Row]) -> tuple[float | None, float | None]:

@@ -30,8 +30,8 @@ from distill_jax.report.page.common import (
     settings_section,
 )
 from distill_jax.results import Row, find, newest
+from distill_jax.schema import LINES
 
-_NOT_CHOSEN = ("distilled", "full", "majority")
 _MOST_SENTENCES = 50  # of a kind on one page: a browser must scroll through it
 
 
@@ -64,12 +64,14 @@ def page_of_run(
             do not fit.
     """
     need(rows, SHARED)
-    rows = newest(rows, "method")
+    rows = newest(rows, "method", "labels", "training")
     names = [row["method"] for row in rows]
-    best = find(rows, method="distilled")
+    best = find(rows, method="distilled", training="native")
+    ordinary = find(rows, method="distilled", training="standard")
+    best = best or ordinary
     if best is None:
         raise ValueError(f"no row is of distilled sentences; there are {names}")
-    real = [row for row in rows if row["method"] not in _NOT_CHOSEN]
+    real = [row for row in rows if row["method"] not in ("distilled", *LINES)]
     rival = max(real, key=lambda row: row["accuracy_mean"], default=None)
     full, majority = levels_of(rows)
     said = (
@@ -77,11 +79,15 @@ def page_of_run(
         f"on the {best.get('split', 'test')} split of {best['dataset']} with the "
         f"network {best['model']}"
     )
+    if ordinary not in (None, best):
+        said += f", and {accuracy_of(ordinary)} by ordinary training"
     if full is not None:
         said += f"; all training data reach {100 * full:.1f}{PERCENT}"
     if rival:
         said += f"; the best {rival['examples']:,} real ones, {accuracy_of(rival)}"
     facts = [(accuracy_of(best), "accuracy of the distilled sentences")]
+    if ordinary not in (None, best):
+        facts.append((accuracy_of(ordinary), "of the same, by ordinary training"))
     if full:
         share = best["accuracy_mean"] / full
         facts.append((f"{100 * share:.1f}{PERCENT}", "of the accuracy with all data"))
@@ -106,7 +112,7 @@ def page_of_run(
             )
             for row in rows
         ],
-        strong=[names.index("distilled")],
+        strong=[i for i, name in enumerate(names) if name == "distilled"],
     )
     sections = [
         Section(
