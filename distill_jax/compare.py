@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distill_jax import parallel, results, statistics
-from distill_jax.claims import Claims
+from distill_jax.locks import Locks
 from distill_jax.names import described, digest
 from distill_jax.progress import Bars
 from distill_jax.results import Result
@@ -156,15 +156,15 @@ def compare(
     )
     facts = {"experiment": experiment, "preset": preset, "model": task.model_name}
     found: dict[int, list[Result]] = {}
-    claims = None
+    locks = None
     if share:
         if path is None:
             raise ValueError("share needs a folder or a file of rows that all know")
-        claims = Claims(Path(folder or path.parent) / "locks", path.stem)
+        locks = Locks(Path(folder or path.parent) / "locks", path.stem)
 
     def known() -> None:
         if path is not None:
-            with claims.file() if claims else nullcontext():
+            with locks.file() if locks else nullcontext():
                 there = results.read(path)
             for i, group in enumerate(groups):
                 if i not in found and (old := rows_of(there, task, group, facts)):
@@ -179,8 +179,8 @@ def compare(
             if i in found or _waits(groups, found, group):
                 continue
             key = digest([task.sha256, facts, *group])
-            with claims.of(key) if claims else nullcontext(True) as mine:
-                if mine and claims:
+            with locks.of(key) if locks else nullcontext(True) as mine:
+                if mine and locks:
                     known()  # another may just have ended it
                 if not mine or i in found:
                     continue
@@ -198,7 +198,7 @@ def compare(
                 for row in new:
                     row["config"] |= facts_of(group)
                 if path is not None:
-                    with claims.file() if claims else nullcontext():
+                    with locks.file() if locks else nullcontext():
                         results.append(path, new)
                 found[i] = [Result(row) for row in new]
             for row in found[i]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import distill_jax as dj
+from distill_jax import methods as how_made
 from distill_jax.compare import check_budgets, compare, line, plan, rows_of
 from distill_jax.data.resplit import pooled
 from distill_jax.estimate import told as estimate
@@ -35,15 +36,7 @@ class Settings:
     methods: str = setting(
         "all", "With commas: all, " + ", ".join(GROUPS) + ", or names of methods."
     )
-    soft_labels: bool = setting(
-        True, "Also real examples with soft labels of a teacher."
-    )
-    distill_seeds: int = setting(3, "Distillations at the budgets of --many_at.")
     many_at: str = setting("1,5,20", "Budgets of several distillations; one elsewhere.")
-    passes: int = setting(10, "Sampled networks that queries score by, F.")
-    dropout: float = setting(0.2, "Rate of the networks that queries read.")
-    query_rounds: int = setting(4, "Rounds of queries after the random start.")
-    pool_size: int = setting(5000, "Random part of train that queries see; 0: all.")
     percent: float = setting(
         0.0, "One budget of so many % of train, rounded to whole classes; 0: --budgets."
     )
@@ -52,16 +45,8 @@ class Settings:
     )
 
     def __post_init__(self):
-        for name in "distill_seeds passes query_rounds".split():
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}"
-                )
-        for name in ("pool_size", "percent"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"{name} must not be negative, got {getattr(self, name)}"
-                )
+        if self.percent < 0:
+            raise ValueError(f"percent must not be negative, got {self.percent}")
         cli.numbers("budgets", self.budgets)
         if self.many_at:
             cli.numbers("many_at", self.many_at)
@@ -101,35 +86,24 @@ def run(
     corpus, wanted = cli.settings(cli.Corpus, values), cli.settings(Settings, values)
     protocol = cli.settings(dj.Protocol, values)
     recipe = cli.recipe_of(values, corpus.model)
-    _check(recipe, protocol)
+    how_made.check_fair(recipe, protocol)
     names = cli.words("methods", wanted.methods)
     methods, lines = named_methods(
         names,
         recipe=recipe,
         protocol=protocol,
         folder=out,
-        seeds=wanted.distill_seeds,
-        taught=wanted.soft_labels,
-        passes=wanted.passes,
-        dropout=wanted.dropout,
-        rounds=wanted.query_rounds,
-        pool=wanted.pool_size,
         devices=devices,
         how=how,
+        **vars(cli.settings(how_made.Settings, values)),
     )
     task = corpus.task(say, prepare=pooled if wanted.pooled else lambda d: d)
     budgets = cli.numbers("budgets", wanted.budgets)
     if wanted.percent:
-        N, C = len(task.labels), task.num_classes
-        budgets = [max(1, round(wanted.percent / 100 * N / C))]
-        n = budgets[0] * C
+        budgets = [how_made.percent_of_train(task, wanted.percent)]
+        n, N = task.num_examples(budgets[0]), len(task.labels)
         say(f"{wanted.percent:g}% of {N:,} is {budgets[0]} a class, {n / N:.3%}.")
-    check_budgets(task, budgets)
-    if wanted.pool_size and wanted.pool_size < max(budgets) * task.num_classes:
-        raise ValueError(
-            f"--pool_size={wanted.pool_size} is less than the "
-            f"{max(budgets) * task.num_classes} examples of the largest budget"
-        )
+    check_budgets(task, budgets, methods)
     many = cli.numbers("many_at", wanted.many_at) if wanted.many_at else []
     shared = {"protocol": protocol, "lines": lines, "many_at": {"distilled": many}}
     groups = plan(task, methods, budgets, **shared)
@@ -170,26 +144,6 @@ def run(
     if show:
         pages.open_in_browser(path, say)
     return found
-
-
-def _check(recipe: dj.Recipe, protocol: dj.Protocol) -> None:
-    """Refuses what would not compare like with like."""
-    usual = dj.Recipe()
-    for flag, value, needed in (
-        ("select_on", recipe.meta.select_on, usual.meta.select_on),
-        ("labels", recipe.start.labels, usual.start.labels),
-        ("words_kept", recipe.start.words_kept, usual.start.words_kept),
-    ):
-        if value != needed:
-            raise ValueError(
-                f"--{flag} is not for comparisons: budgets are --budgets, methods "
-                "--methods, sentences of one length, and all is chosen on validation"
-            )
-    if recipe.meta.theta_0 != "random":
-        raise ValueError("--theta_0 must be random: all methods share theta_0")
-    for name in ("test_inits", "selection_seeds"):
-        if getattr(protocol, name) < 2:
-            raise ValueError(f"--{name} must be at least 2, to tell methods apart")
 
 
 def summary(rows: list[dj.Result]) -> str:
@@ -248,7 +202,14 @@ def main(argv: list[str]) -> None:
 
 def define_flags() -> None:
     """The flags of this experiment."""
-    cli.define(cli.Corpus, Settings, dj.Protocol, *cli.RECIPE, presets=presets.COMPARE)
+    cli.define(
+        cli.Corpus,
+        Settings,
+        how_made.Settings,
+        dj.Protocol,
+        *cli.RECIPE,
+        presets=presets.COMPARE,
+    )
     cli.define_run("compare", page=True)
     cli.define_devices()
 

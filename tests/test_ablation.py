@@ -1,18 +1,19 @@
 """Ablations: from flags to a row of each variant, on a few articles of bbc_news."""
 
-import dataclasses
-import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+import distill_jax as dj
+from distill_jax import artifact, schema, sources
 from distill_jax import results as result_rows
-from distill_jax import schema
-from distill_jax.loop import DistillResult, NonFiniteMetaGradient
+from distill_jax.distill import Distillation, start_of
+from distill_jax.loop import NonFiniteMetaGradient
 from distill_jax.report import ablation_tables
-from experiments import ablation, distill, recipe, running
+from distill_jax.variants import changed, levers
+from experiments import ablation, cli
 from tests.test_experiments import TINY, as_flags, child, write_corpus
 from tests.test_results import experiment_row
 
@@ -31,15 +32,14 @@ SHORT = TINY | {
 }
 FOUR = "4 theta_0, a quarter of the meta-steps"
 OFF = {
-    "noise start": {"start": "noise"},
-    "hard labels": {"labels": "hard"},
-    "step sizes not learned": {"learn_lr": False},
-    FOUR: {"num_inits": 4, "num_meta_steps": 2},
-    "random windows, 2 of 6 steps": {"windows": "random", "window": 2},
-    "no warm-up": {"warm_steps": 0},
+    "noise start": {"start__kind": "noise"},
+    "hard labels": {"start__labels": "hard"},
+    "step sizes not learned": {"inner__learn_lr": False},
+    FOUR: {"meta__inits": 4, "meta__steps": 2},
+    "random windows, 2 of 6 steps": {"inner__windows": "random", "inner__window": 2},
+    "no warm-up": {"start__warm_steps": 0},
 }
-
-FIELDS = dataclasses.fields(recipe.Config)
+BASE = cli.recipe_of(SHORT, "bag")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,11 +60,10 @@ class Run:
 
     def __init__(self, corpus: Path, folder: Path, dry_run: bool = False, **changes):
         self.out, self.results, self.said = folder / "run", folder / "r.jsonl", []
-        self.config = ablation.Config(**SHORT | {"dataset": str(corpus)} | changes)
-        self.added = ablation.run(
-            self.config,
+        self.found = ablation.run(
+            SHORT | {"dataset": str(corpus)} | changes,
             out=self.out,
-            results=self.results,
+            rows=self.results,
             dry_run=dry_run,
             say=self.said.append,
         )
@@ -79,7 +78,6 @@ FEW = ("noise start", "no warm-up")
 
 def only(patch, *names: str) -> None:
     """Leaves these variants beside all on."""
-    levers = ablation.levers
     patch.setattr(ablation, "levers", lambda base: {k: levers(base)[k] for k in names})
 
 
@@ -92,25 +90,22 @@ def whole(corpus, tmp_path_factory) -> Run:
 
 
 def quickened(patch) -> list:
-    """Distillations end at once. `(settings, first sentences)` of those begun."""
+    """Distillations end at once, where they start. `(recipe, seed, start)` of each."""
     begun = []
 
-    def ends(step, state, *args, fingerprint, checkpoints, **options):
-        begun.append((fingerprint, jax.tree.map(np.array, state.distilled)))
-        checkpoints.mkdir(parents=True)
-        accuracy = 0.5 + fingerprint["seed"] / 100
-        return DistillResult(state.distilled, accuracy, 0, [], state, None)
+    def ends(task, recipe, *, examples, seed, **options):
+        start = start_of(task, recipe, examples, seed)
+        begun.append((recipe, seed, start))
+        return Distillation(task, recipe, seed, start, 0.5, 0, [], 1.0)
 
-    def native(batches, lr, keys, chunks):
-        return np.full(len(keys), 0.75)
+    def native(judge, inner_tx):
+        return lambda keys, batches, lr, chunks: np.full(len(keys), 0.75)
 
-    def warmed(config, task, start, shown):
-        return start.replace(x=start.x + 1)
-
-    patch.setattr(running, "distill", ends)
-    patch.setattr(ablation, "estimate", lambda *_: "")
-    patch.setattr(running, "warmed", warmed)
-    patch.setattr(recipe, "native_scorer", lambda *_: native)
+    patch.setattr(sources, "distill", ends)
+    patch.setattr(sources.Judge, "native", native)
+    patch.setattr(
+        ablation.estimate, "seconds", lambda _, groups, __: {str(groups[0]): 3}
+    )
     return begun
 
 
@@ -126,7 +121,8 @@ def every(corpus, tmp_path_factory):
     """A run of all variants, quickened, and what was begun."""
     with pytest.MonkeyPatch.context() as patch:
         begun = quickened(patch)
-        return Run(corpus, tmp_path_factory.mktemp("every")), begun
+        change = ["inner__lr=0.3"]
+        return Run(corpus, tmp_path_factory.mktemp("every"), change=change), begun
 
 
 # The variants
@@ -134,120 +130,112 @@ def every(corpus, tmp_path_factory):
 
 def test_every_variant_has_a_valid_row(every, whole):
     rows = result_rows.read(every[0].results)
-    assert [row["config"]["variant"] for row in rows] == ["all on", *OFF]
-    assert json.loads(json.dumps(result_rows.portable(every[0].added))) == rows
+    variants = ["all on", *OFF, "inner__lr=0.3"]
+    assert [row["config"]["variant"] for row in rows] == variants
+    assert every[0].found == rows
     assert list(whole.rows) == ["all on", FOUR]
     for row in (*rows, *whole.rows.values()):
-        assert set(row) == set(schema.EXPERIMENT_FIELDS)
-        assert (row["experiment"], row["method"]) == ("ablation", "distilled")
+        fields = schema.EXPERIMENT_FIELDS | schema.COMPARE_FIELDS
+        assert set(row) == {*fields, "data"}
+        assert row["experiment"] == "ablation"
         assert (row["dataset"], row["model"]) == ("articles", "bag")
         assert (row["num_seeds"], row["num_inits"], row["examples"]) == (2, 3, 2)
         assert (row["selected_on"], row["split"]) == ("validation", "test")
         assert row["full_accuracy_mean"] is row["relative_accuracy"] is None
-        assert row["majority_accuracy"] == 0.5
-        means = row["config"]["seed_means"]
-        assert len(means) == 2 and np.mean(means) == pytest.approx(row["accuracy_mean"])
+        assert (row["majority_accuracy"], row["training"]) == (0.5, "native")
         assert 0 < row["config"]["validation_accuracy"] <= 1
     hard = [row["labels"] == "hard" for row in rows]
     assert hard == [row["config"]["variant"] == "hard labels" for row in rows]
-    assert len({row["config"]["all_on"] for row in (*rows, *whole.added)}) == 1
+    assert len({row["config"]["all_on"] for row in (*rows, *whole.found)}) == 1
 
 
 @pytest.mark.parametrize("name", OFF)
 def test_a_variant_differs_in_its_lever_alone(every, name):
-    run, _ = every
-    on, off = run.rows["all on"]["config"], run.rows[name]["config"]
-    results = ("variant", "validation_accuracy", "seed_means")
-    changed = {k: v for k, v in off.items() if k not in results and v != on[k]}
-    assert changed == OFF[name]
-    given = {f.name: getattr(run.config, f.name) for f in FIELDS}
-    given = json.loads(json.dumps(result_rows.portable(given)))
-    assert {k: on[k] for k in given} == given
+    """By the recipe that was distilled, and by what its row says."""
+    run, begun = every
+    k = list(run.rows).index(name)
+    for seed in (0, 1):
+        recipe, used, _ = begun[2 * k + seed]
+        assert used == seed and recipe == BASE.replace(**OFF[name])
+        told = run.rows[name]["config"]["settings"]["method"]
+        assert told["recipe"] == recipe.described
+        assert told["all_on"] == begun[0][0].described == BASE.described
+    assert begun[-1][0] == BASE.replace(inner__lr=0.3)
 
 
-def test_what_is_distilled_is_what_the_row_says(every):
-    """By the settings given to the loop, and by where it starts."""
+def test_what_is_distilled_starts_as_the_row_says(every):
     run, begun = every
     assert len(begun) == 2 * len(run.rows)
-    starts = {}
-    for k, (name, row) in enumerate(run.rows.items()):
-        for seed in (0, 1):
-            settings, starts[name, seed] = begun[2 * k + seed]
-            assert settings["seed"] == seed
-            for field in ("start", "labels", "learn_lr", "num_inits", "num_meta_steps"):
-                assert settings[field] == row["config"][field]
-            assert settings.get("windows", "none") == row["config"]["windows"]
+    keys = [(name, seed) for name in run.rows for seed in (0, 1)]
+    starts = dict(zip(keys, (start for _, _, start in begun), strict=True))
     on = starts["all on", 0], starts["all on", 1]
     assert np.abs(on[0].x - on[1].x).max() > 0.1
-    for (name, seed), start in starts.items():
-        np.testing.assert_array_equal(start.raw_lr, on[seed].raw_lr)
-        least = -recipe.HARD if name == "hard labels" else -2.0
-        assert start.y_logits.min() == least
-        if name == "noise start":
-            assert np.abs(start.x - on[seed].x).max() > 0.1
-        else:
-            cold = 1 if name == "no warm-up" else 0
-            np.testing.assert_allclose(start.x + cold, on[seed].x, atol=1e-5)
+    for name in OFF:
+        for seed in (0, 1):
+            start = starts[name, seed]
+            np.testing.assert_array_equal(start.raw_lr, on[seed].raw_lr)
+            least = -1e4 if name == "hard labels" else -2.0
+            assert start.y_logits.min() == least
+            same = np.abs(start.x - on[seed].x).max() == 0
+            assert same == (name != "noise start")
 
 
-def test_its_numbers_are_those_of_the_distillation(
-    whole, corpus, tmp_path, monkeypatch
-):
-    """`experiments.distill` with the settings of the second seed gives the same."""
-    settings = {k: v for k, v in SHORT.items() if k != "seeds"}
-    said = []
-    monkeypatch.setattr(distill, "_figures", lambda *_: [])
-    monkeypatch.setattr(distill.pages, "of_run", lambda *_: "")
-    monkeypatch.setattr(distill.page, "write", lambda path, made: path)
-    rows = distill.run(
-        distill.Config(**settings, dataset=str(corpus), seed=1, baselines=False),
-        out=tmp_path / "run",
-        results=tmp_path / "d.jsonl",
-        say=said.append,
-    )
-    on = whole.rows["all on"]
-    assert rows[0]["accuracy_mean"] == pytest.approx(on["config"]["seed_means"][1])
-    assert rows[0]["bytes"] == on["bytes"]
-    best = next(line for line in said if line.startswith("Best on validation"))
-    ours = next(line for line in whole.said if line.startswith("all on, seed 1"))
-    assert ours.split(": ")[1].split()[0] in best
+def test_its_numbers_are_those_of_a_comparison(whole, corpus):
+    """And its sets are on disk, as `distill` makes them."""
+    values = SHORT | {"dataset": str(corpus)}
+    task = cli.settings(cli.Corpus, values).task(lambda text: None)
+    protocol = cli.settings(dj.Protocol, values)
+    method = dj.distilled(BASE, folder=whole.out, ways=["native"], seeds=2)
+    (row,) = dj.compare(task, {"x": method}, [1], protocol=protocol, lines=())
+    assert row["accuracies"] == whole.rows["all on"]["accuracies"]
+    first = dj.distill(task, BASE, 1, seed=1, progress=False)
+    kept = artifact.load(whole.out / method.name(task, 1, 1) / "artifact")
+    np.testing.assert_array_equal(artifact.to_distilled(kept).x, first.best.x)
 
 
 def test_it_says_its_plan_and_what_it_found(whole):
     said = "\n".join(whole.said)
     assert "  all on: (0 of 2 seeds done)" in said
-    assert f"  {FOUR}: --num_inits=4 --num_meta_steps=2 (0 of" in said
-    assert "), for each of 4 distillations; memory" in said
-    assert "baselines" not in said
+    assert f"  {FOUR}: meta__inits=4 meta__steps=2 (0 of" in said
+    assert " for 4 distillations, and the time to compile." in said
     assert "| articles, bag | 2 | 4 θ0, a quarter of the meta-steps |" in said
 
 
 @pytest.mark.parametrize(
     "changes, added, absent",
     [
-        ({"num_inits": 2}, {"1 theta_0": {"num_inits": 1}}, FOUR),
+        ({"meta__inits": 2}, {"1 theta_0": {"meta__inits": 1}}, FOUR),
         (
-            {"windows": "last", "window": 4},
-            {"no windows": {"windows": "none"}},
+            {"inner__windows": "random", "inner__window": 4},
+            {"no windows": {"inner__windows": "none"}},
             "random windows, 2 of 6 steps",
         ),
         (
-            {"num_passes": 2},
-            {"random windows, 1 of 2 steps": {"windows": "random", "window": 1}},
+            {"inner__passes": 2},
+            {
+                "random windows, 1 of 2 steps": {
+                    "inner__windows": "random",
+                    "inner__window": 1,
+                }
+            },
             "random windows, 2 of 6 steps",
         ),
-        ({"num_passes": 1}, {}, "random windows, 2 of 6 steps"),
-        ({"objective": "feature_regression"}, {}, "random windows, 2 of 6 steps"),
-        ({"warm_steps": 0}, {}, "no warm-up"),
-        ({"labels": "hard"}, {}, "hard labels"),
+        ({"inner__passes": 1}, {}, "random windows, 2 of 6 steps"),
+        (
+            {"meta__objective": "feature_regression"},
+            {},
+            "random windows, 2 of 6 steps",
+        ),
+        ({"start__warm_steps": 0}, {}, "no warm-up"),
+        ({"start__labels": "hard"}, {}, "hard labels"),
     ],
 )
 def test_levers_follow_what_is_on(changes, added, absent):
-    base = ablation.Config(**SHORT | changes).base
-    off = ablation.levers(base)
+    base = BASE.replace(**changes)
+    off = levers(base)
     assert off == {k: v for k, v in OFF.items() if k != absent} | added
     for settings in off.values():
-        dataclasses.replace(base, **settings)
+        assert base.replace(**settings) != base
 
 
 # Stopped, and gone on with
@@ -256,35 +244,33 @@ def test_levers_follow_what_is_on(changes, added, absent):
 def test_the_same_command_again_does_nothing_twice(every, corpus, monkeypatch):
     run, _ = every
     before = run.results.read_bytes()
-    monkeypatch.setattr(running, "distill", None)
-    monkeypatch.setattr(ablation, "estimate", None)
-    again = Run(corpus, run.results.parent)
-    assert again.added == [] and run.results.read_bytes() == before
+    monkeypatch.setattr(sources, "distill", None)
+    monkeypatch.setattr(ablation.estimate, "seconds", None)
+    again = Run(corpus, run.results.parent, change=["inner__lr=0.3"])
+    assert again.found == run.found and run.results.read_bytes() == before
     assert "  all on: (2 of 2 seeds done)" in again.said
     assert "| articles, bag | 2 | no warm-up |" in again.said[-1]
-    assert not list(run.out.glob("*/checkpoints"))
 
 
 def test_it_goes_on_with_the_seed_it_was_stopped_at(
     corpus, tmp_path, quick, monkeypatch
 ):
-    really = running.distill
+    really = sources.distill
 
     def stopped(*args, **options):
         if len(quick) == 3:
             raise KeyboardInterrupt
         return really(*args, **options)
 
-    monkeypatch.setattr(running, "distill", stopped)
+    monkeypatch.setattr(sources, "distill", stopped)
     with pytest.raises(KeyboardInterrupt):
         Run(corpus, tmp_path)
     rows = result_rows.read(tmp_path / "r.jsonl")
     assert [row["config"]["variant"] for row in rows] == ["all on"]
-    assert rows[0]["config"]["validation_accuracy"] == pytest.approx(0.505)
-    monkeypatch.setattr(running, "distill", really)
+    monkeypatch.setattr(sources, "distill", really)
     again = Run(corpus, tmp_path)
-    assert "  noise start: --start=noise (1 of 2 seeds done)" in again.said
-    whole = [json.dumps(settings, sort_keys=True) for settings, _ in quick]
+    assert "  noise start: start__kind=noise (1 of 2 seeds done)" in again.said
+    whole = [(str(recipe.described), seed) for recipe, seed, _ in quick]
     assert len(whole) == len(set(whole)) == 6
     assert list(again.rows) == ["all on", *FEW]
 
@@ -296,20 +282,25 @@ def test_rows_of_other_settings_are_not_taken_for_these(corpus, tmp_path, quick)
     assert len(quick) == 6
     Run(corpus, tmp_path, seeds=1, meta_lr=0.1)
     assert len(quick) == 9
-    assert len(result_rows.read(tmp_path / "r.jsonl")) == 9
+    # Without warm-up it is the same recipe, but another "all on" stands beside it.
+    run = Run(corpus, tmp_path, seeds=1, warm_steps=8)
+    assert len(quick) == 11
+    rows = result_rows.read(tmp_path / "r.jsonl")
+    assert len(rows) == 12 and len({row["config"]["all_on"] for row in rows}) == 4
+    assert "| no warm-up |" in run.said[-1]
 
 
 def test_numbers_that_are_not_finite_spare_the_other_variants(
     corpus, tmp_path, quick, monkeypatch
 ):
-    really = running.distill
+    really = sources.distill
 
-    def breaks(*args, fingerprint, **options):
-        if fingerprint["start"] == "noise":
+    def breaks(task, recipe, **options):
+        if recipe.start.kind == "noise":
             raise NonFiniteMetaGradient("5 meta-gradients in a row")
-        return really(*args, fingerprint=fingerprint, **options)
+        return really(task, recipe, **options)
 
-    monkeypatch.setattr(running, "distill", breaks)
+    monkeypatch.setattr(sources, "distill", breaks)
     with pytest.raises(ablation.Failed, match="without a row: noise start$"):
         Run(corpus, tmp_path, seeds=1)
     rows = result_rows.read(tmp_path / "r.jsonl")
@@ -317,12 +308,24 @@ def test_numbers_that_are_not_finite_spare_the_other_variants(
     assert names == ["all on", "no warm-up"]
 
 
+def test_other_errors_end_it_at_once(corpus, tmp_path, quick, monkeypatch):
+    def breaks(*args, **options):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(sources, "distill", breaks)
+    with pytest.raises(ValueError, match="^a defect$"):
+        Run(corpus, tmp_path)
+    assert not (tmp_path / "r.jsonl").exists()
+
+
 def test_a_dry_run_distils_nothing(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "distill", None)
-    monkeypatch.setattr(ablation, "estimate", lambda *_: "Estimate: 3 s")
+    monkeypatch.setattr(sources, "distill", None)
+    monkeypatch.setattr(
+        ablation.estimate, "seconds", lambda _, groups, __: {str(groups[0]): 3.0}
+    )
     run = Run(corpus, tmp_path, dry_run=True)
-    assert run.added == [] and not list(tmp_path.iterdir())
-    assert run.said[-1] == "Estimate: 3 s"
+    assert run.found == [] and not list(tmp_path.iterdir())
+    assert run.said[-1].startswith("Estimate: 21 s for 14 distillations")
 
 
 # What is refused
@@ -332,24 +335,35 @@ def test_a_dry_run_distils_nothing(corpus, tmp_path, monkeypatch):
     "changes, message",
     [
         ({"seeds": 0}, "--seeds must be at least 1, got 0"),
-        ({"num_meta_steps": 0}, "--num_meta_steps must be at least 1, got 0"),
+        ({"num_meta_steps": 0}, "num_meta_steps must be at least 1, got 0"),
         ({"select_on": "test"}, "needs --select_on=validation, got test"),
         ({"theta_0": "fixed"}, "needs --theta_0=random, got fixed"),
         ({"num_passes": 0}, "--num_passes must be at least 1, got 0"),
-        ({"real_batch": 1024}, "--real_batch=1024 is more than the 180"),
+        ({"real_batch": 1024}, "real_batch=1024 is more than the 180"),
         ({"examples": 500}, "asked for 500 examples of 180"),
         ({"window_earliest": 5}, "a window of 2 after the first 5 does not fit"),
+        ({"change": ["inner__lr"]}, "a change is NAME=JSON_VALUE, such as inner__lr"),
+        ({"change": ["inner__rate=1"]}, "unknown setting 'inner__rate'; known: inner"),
+        ({"change": ['inner__lr="x"']}, "inner__lr=.x.: .* not supported"),
+        ({"change": ["meta__steps=-1"]}, "steps must be at least 0, got -1"),
     ],
 )
 def test_bad_settings_are_refused_before_long_work(
     corpus, tmp_path, monkeypatch, changes, message
 ):
-    monkeypatch.setattr(running, "distill", None)
-    monkeypatch.setattr(ablation, "estimate", None)
+    monkeypatch.setattr(sources, "distill", None)
+    monkeypatch.setattr(ablation.estimate, "seconds", None)
     with pytest.raises(ValueError, match=message) as raised:
         Run(corpus, tmp_path, **changes)
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_changes_are_json():
+    assert changed(BASE, ["inner__learn_lr=false", 'start__kind="noise"']) == {
+        "inner__learn_lr=false": {"inner__learn_lr": False},
+        'start__kind="noise"': {"start__kind": "noise"},
+    }
 
 
 def test_flags_give_the_settings_and_errors_are_one_line(corpus, tmp_path):

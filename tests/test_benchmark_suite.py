@@ -1,4 +1,4 @@
-"""The suite of all corpora: jobs, claims, two processes side by side, and tables."""
+"""The suite of all corpora: what is shared, what fails, two processes, and tables."""
 
 import os
 import signal
@@ -10,13 +10,23 @@ import jax
 import numpy as np
 import pytest
 
+import distill_jax as dj
 from distill_jax import results as result_rows
+from distill_jax import sources
+from distill_jax.locks import Locks
 from distill_jax.loop import Interrupted
 from distill_jax.report import suite_tables
 from experiments import benchmark_suite as suite
-from experiments import compare, running
-from experiments.scoring import Cell, cell_of
-from tests.test_compare import TINY, facts, scored, write_corpus
+from experiments import cli, compare
+from tests.test_compare import (
+    LIBRARY,
+    TINY,
+    cell_of,
+    facts,
+    never,
+    scored,
+    write_corpus,
+)
 
 ROOT = Path(__file__).parents[1]
 METHODS = "full,majority,random,kmeans_medoids,query:margin,distilled"
@@ -25,10 +35,9 @@ SETTINGS = {
     for name, value in TINY.items()
     if name not in ("model", "budgets", "methods", "many_at")
 } | {"num_meta_steps": 10, "full_epochs": 20}
-DISTILLED = [
-    Cell("distilled", 1, "soft", "standard"),
-    Cell("distilled", 1, "hard", "standard"),
-    Cell("distilled", 1, "soft", "native"),
+GROUPS = ["full", "majority"] + [
+    f"{name} at 1 per class"
+    for name in ("random", "kmeans_medoids", "query:margin", "distilled")
 ]
 
 
@@ -49,173 +58,150 @@ def root(tmp_path_factory) -> Path:
 
 
 def wanted(root, corpora="one", methods=METHODS, budgets="1", **changes):
-    return suite.configs(
-        corpora,
-        budgets=budgets,
-        methods=methods,
-        data_root=str(root),
-        **SETTINGS | changes,
-    )
+    given = SETTINGS | {"methods": methods} | changes
+    return suite.parts(corpora, budgets=budgets, data_root=str(root), given=given)
 
 
-def place_in(folder: Path) -> suite.Place:
-    return suite.Place(folder / "runs", folder / "compare.jsonl")
+class Run:
+    """A run in this process: its rows, and what it said."""
+
+    def __init__(self, parts, folder: Path, **options):
+        self.said, self.file = [], folder / "compare.jsonl"
+        self.rows = suite.run(
+            parts,
+            out=folder / "runs",
+            rows=self.file,
+            say=self.said.append,
+            **options,
+        )
+
+    @property
+    def numbered(self):
+        return [line for line in self.said if ": [" in line]
 
 
 @pytest.fixture(scope="module")
 def whole(root, tmp_path_factory):
-    """One corpus, by one process: its place, its rows and what it said."""
-    place, said = place_in(tmp_path_factory.mktemp("whole")), []
-    rows = suite.run(wanted(root), place, say=said.append)
-    return place, rows, said
-
-
-def test_jobs_come_after_those_that_they_need(root):
-    ((_, config),) = wanted(root)
-    needs = suite.jobs_of(config)
-    order = list(needs)
-    assert all(order.index(n) < order.index(job) for job in needs for n in needs[job])
-    full, random = suite.Job(Cell("full", 0)), suite.Job(Cell("random", 1))
-    seeds = [suite.Job(Cell("distilled", 1), seed) for seed in (0, 1)]
-    assert [job for job in order if job.seed is not None] == seeds
-    assert all(needs[one] == () for one in (*seeds, full))
-    for cell in DISTILLED:
-        assert needs[suite.Job(cell)] == (full, *seeds)
-    assert needs[random] == (full,)
-    assert needs[suite.Job(Cell("query:margin", 1))] == (full, random)
-    soft = [suite.Job(Cell(m, 1, "soft")) for m in ("random", "kmeans_medoids")]
-    assert [needs[job] for job in soft] == [(full,), (full, soft[0])]
+    """One corpus, by one process, and its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    return Run(wanted(root), folder), folder
 
 
 def test_its_rows_are_those_of_a_comparison(whole, root, tmp_path):
-    place, rows, said = whole
-    ((_, config),) = wanted(root)
-    assert {cell_of(row) for row in rows} == set(compare.plan(config))
-    assert len(rows) == len(result_rows.read(place.results))
+    run, _ = whole
+    assert len(run.rows) == len(result_rows.read(run.file)) == 10
     theirs = compare.run(
-        config, out=tmp_path / "run", results=tmp_path / "r.jsonl", say=lambda _: None
+        wanted(root)[0].values | {"budgets": "1", "many_at": "1"},
+        out=tmp_path / "run",
+        rows=tmp_path / "r.jsonl",
+        say=lambda _: None,
     )
-    ours = {cell_of(row): row for row in rows}
+    ours = {cell_of(row): row for row in run.rows}
+    assert set(ours) == {cell_of(row) for row in theirs}
     for row in theirs:
         assert facts(ours[cell_of(row)]) == facts(row)
-    numbered = [line for line in said if line.startswith("[")]
-    assert len(numbered) == len(rows) + 2
-    assert numbered[-1].startswith(f"[{len(rows) + 2}/{len(rows) + 2}] one, bag: ")
-    assert any("seed 1, about " in line for line in numbered)
-
-
-def never(*_, **__):
-    raise AssertionError("a job was done again")
+    assert "one, bag: 6 groups, 6 to do." in run.said
+    assert any(line.endswith(" for what is left") for line in run.said)
+    assert run.numbered[0].startswith("one, bag: [1/6] full, ")
+    assert run.numbered[-1].startswith("one, bag: [6/6] distilled at 1 per class, ")
 
 
 def test_what_is_done_is_not_done_again(whole, root, monkeypatch):
-    place, rows, _ = whole
-    monkeypatch.setattr(suite, "_do", never)
-    said = []
-    assert suite.run(wanted(root), place, say=said.append) == rows
-    assert any(line.endswith("0 to do.") for line in said)
-    options = {"dry_run": True, "estimates": False, "say": said.append}
-    suite.run(wanted(root, num_meta_steps=11), place, **options)
-    begun = [suite.Job(Cell("distilled", 1), seed) for seed in (0, 1)]
-    assert said[-5:] == [f"  {job}" for job in (*begun, *DISTILLED)]
+    run, folder = whole
+    monkeypatch.setattr(LIBRARY, "made_rows", never)
+    again = Run(wanted(root), folder)
+    assert again.rows == run.rows
+    assert any(line.endswith("0 to do.") for line in again.said)
+    changed = wanted(root, num_meta_steps=11)
+    told = Run(changed, folder, dry_run=True, estimates=False)
+    assert told.rows == [] and told.said[-1] == "  distilled at 1 per class"
+    assert told.said[-2].endswith("6 groups, 1 to do.")
 
 
 def test_what_is_missing_is_done_from_the_distillations_there(
     whole, root, tmp_path, monkeypatch
 ):
-    place, rows, _ = whole
-    lost = DISTILLED[1]
-    result_rows.append(
-        tmp_path / "compare.jsonl", [row for row in rows if cell_of(row) != lost]
-    )
-    (tmp_path / "runs").symlink_to(place.out)
-    monkeypatch.setattr(running, "distill", never)
-    said = []
-    again = suite.run(wanted(root), place_in(tmp_path), say=said.append)
-    assert [line for line in said if line.endswith(", 1 to do.")]
-    by_cell = {cell_of(row): row for row in rows}
-    assert len(again) == len(rows)
-    assert facts(again[-1]) == facts(by_cell[lost])
+    run, folder = whole
+    kept = [row for row in run.rows if row["method"] != "distilled"]
+    result_rows.append(tmp_path / "compare.jsonl", kept)
+    (tmp_path / "runs").symlink_to(folder / "runs")
+    monkeypatch.setattr(sources, "distill", never)
+    again = Run(wanted(root), tmp_path)
+    assert any(line.endswith(", 1 to do.") for line in again.said)
+    assert [facts(row) for row in again.rows] == [facts(row) for row in run.rows]
 
 
-def test_a_dry_run_tells_each_job_and_writes_nothing(whole, root, tmp_path):
-    said = []
-    corpora = wanted(root, "one,two", methods="random,distilled")
-    got = suite.run(corpora, place_in(tmp_path), dry_run=True, say=said.append)
-    assert got == [] and not list(tmp_path.iterdir())
-    listed = [line for line in said if line.startswith("  ") and line.endswith(" s")]
-    assert len(listed) == 2 * (1 + 2 + 3 + 1)
-    assert any("  distillation at 1 per class, seed 0, " in line for line in listed)
-    assert said[-1].startswith("Estimate: ") and "hours on cpu" in said[-1]
-    place, said = whole[0], []
-    suite.run(wanted(root), place, dry_run=True, estimates=False, say=said.append)
-    assert not any(line.startswith(("  d", "  r", "Estimate")) for line in said)
+def test_a_dry_run_tells_each_group_and_writes_nothing(root, tmp_path):
+    run = Run(wanted(root, "one,two"), tmp_path, dry_run=True)
+    assert run.rows == [] and not list(tmp_path.iterdir())
+    listed = [line for line in run.said if line.startswith("  ")]
+    assert [line.split(", ")[0].strip() for line in listed] == 2 * GROUPS
+    assert all(line.endswith(" s") for line in listed)
+    assert run.said[-1].startswith("Estimate: ") and "hours on cpu" in run.said[-1]
 
 
-def test_a_job_that_fails_does_not_stop_the_others(root, tmp_path, monkeypatch):
-    real = suite.Bench.run
+def test_a_group_that_fails_does_not_stop_the_others(root, tmp_path, monkeypatch):
+    real = LIBRARY.made_rows
 
-    def run(self, cell):
-        if cell == Cell("random", 1) and self.task.dataset.name == "one":
+    def made(judge, methods, group, *rest):
+        if group.name == "random" and judge.task.dataset.name == "one":
             raise ArithmeticError("it diverged")
-        return real(self, cell)
+        return real(judge, methods, group, *rest)
 
-    monkeypatch.setattr(suite.Bench, "run", run)
-    corpora = wanted(
-        root, "one,two", "random,kmeans_medoids,query:margin", soft_labels=False
-    )
-    place = place_in(tmp_path)
-    message = "1 jobs failed.*one, bag, random at 1 per class.*it diverged"
+    monkeypatch.setattr(LIBRARY, "made_rows", made)
+    parts = wanted(root, "one,two", "random,kmeans_medoids", soft_labels=False)
+    message = "1 failed.*one, bag, random at 1 per class: it diverged"
     with pytest.raises(suite.Failed, match=message):
-        suite.run(corpora, place, estimates=False, say=lambda _: None)
-    found = {(row["dataset"], row["method"]) for row in place.rows()}
-    both = {("two", "random"), ("two", "query:margin"), ("two", "kmeans_medoids")}
+        Run(parts, tmp_path, estimates=False)
+    rows = result_rows.read(tmp_path / "compare.jsonl")
+    found = {(row["dataset"], row["method"]) for row in rows}
+    both = {("two", "random"), ("two", "kmeans_medoids")}
     assert found == {("one", "kmeans_medoids"), *both}
 
 
-def test_a_stop_frees_the_job_and_it_goes_on(root, tmp_path, monkeypatch):
-    place, real, resumed = place_in(tmp_path), running.distill, []
-    corpora = wanted(root, methods="distilled", num_meta_steps=20)
+def test_a_stop_frees_the_group_and_it_goes_on(root, tmp_path, monkeypatch):
+    parts = wanted(root, methods="distilled", num_meta_steps=20)
+    real, begun = sources.distill, []
 
-    def stopped(step, state, next_batch, *args, **kwargs):
-        def signalled(number):
-            if number == 12:
-                os.kill(os.getpid(), signal.SIGINT)
-            return next_batch(number)
-
-        return real(step, state, signalled, *args, **kwargs)
-
-    def watched(*args, **kwargs):
-        result = real(*args, **kwargs)
-        resumed.append(result.resumed_from)
-        return result
+    def stopped(*args, seed, **kwargs):
+        begun.append(seed)
+        if seed == 1:
+            raise Interrupted("stopped", signal.SIGINT, 3)
+        return real(*args, seed=seed, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(running, "distill", stopped)
-        suite.run(corpora, place, estimates=False, say=lambda _: None)
-    with monkeypatch.context() as patch:
-        patch.setattr(running, "distill", watched)
-        rows = suite.run(corpora, place, estimates=False, say=lambda _: None)
-    assert resumed == [13, None] and [cell_of(row) for row in rows] == DISTILLED
+        patch.setattr(sources, "distill", stopped)
+        Run(parts, tmp_path, estimates=False)
+    assert begun == [0, 1] and not (tmp_path / "compare.jsonl").exists()
+
+    def watched(*args, seed, **kwargs):
+        begun.append(seed)
+        return real(*args, seed=seed, **kwargs)
+
+    monkeypatch.setattr(sources, "distill", watched)
+    run = Run(parts, tmp_path, estimates=False)
+    assert begun == [0, 1, 1] and len(run.rows) == 3
+    assert all(row["num_seeds"] == 2 for row in run.rows)
 
 
-def test_only_one_has_a_claim(tmp_path):
-    place = place_in(tmp_path)
-    with place.claimed("a") as first, place.claimed("a") as second:
+# Side by side
+
+
+def test_only_one_has_a_lock(tmp_path):
+    locks = Locks(tmp_path / "locks", "compare")
+    with locks.of("a") as first, locks.of("a") as second:
         assert (first, second) == (True, False)
-        assert place.holder("a").startswith(f"process {os.getpid()} of ")
-        with place.claimed("b") as other:
+        with locks.of("b") as other:
             assert other
-    with place.claimed("a") as again:
+    with locks.of("a") as again:
         assert again
 
 
-def test_the_claim_of_a_killed_process_is_free(tmp_path):
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path\n"
-        "from experiments.benchmark_suite import Place\n"
-        f"place = Place(Path({str(tmp_path / 'runs')!r}), Path('r'))\n"
-        "with place.claimed('a') as mine:\n"
+        "import time; from pathlib import Path\n"
+        "from distill_jax.locks import Locks\n"
+        f"with Locks(Path({str(tmp_path)!r}), 'compare').of('a') as mine:\n"
         "    print(mine, flush=True); time.sleep(600)\n"
     )
     child = subprocess.Popen(
@@ -224,29 +210,63 @@ def test_the_claim_of_a_killed_process_is_free(tmp_path):
         stdout=subprocess.PIPE,
         text=True,
     )
-    place = place_in(tmp_path)
+    locks = Locks(tmp_path, "compare")
     try:
         assert child.stdout and child.stdout.readline() == "True\n"
-        with place.claimed("a") as mine:
+        with locks.of("a") as mine:
             assert not mine
-        assert place.holder("a").startswith(f"process {child.pid} of ")
     finally:
         child.kill()
         child.communicate(timeout=30)
-    with place.claimed("a") as mine:
+    with locks.of("a") as mine:
         assert mine
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_what_others_do_is_waited_for_at_last(root, tmp_path, monkeypatch, wait):
+    """All data first, as rows are told relative to it; nothing is done twice."""
+    (part,) = wanted(root, methods="full,random", soft_labels=False)
+    work = suite.load(part, tmp_path / "runs", None, None, lambda text: None)
+    arguments = (work.task, work.methods, work.budgets)
+    rows = tmp_path / "compare.jsonl"
+    settings = work.settings | {"rows": rows, "folder": tmp_path}
+    (theirs,) = dj.compare(work.task, {}, [1], **work.settings)
+    real, made = LIBRARY.made_rows, []
+
+    def counted(judge, methods, group, *rest):
+        made.append(group.name)
+        return real(judge, methods, group, *rest)
+
+    monkeypatch.setattr(LIBRARY, "made_rows", counted)
+    facts_of_all = {"experiment": "compare", "preset": None, "model": "bag"}
+    key = LIBRARY.digest([work.task.sha256, facts_of_all, *work.groups[0]])
+    held = Locks(tmp_path / "locks", "compare").of(key)
+
+    def other_ends(seconds):  # while this one waits
+        result_rows.append(rows, [theirs])
+        held.__exit__(None, None, None)
+
+    monkeypatch.setattr(LIBRARY.time, "sleep", other_ends)
+    assert held.__enter__()
+    said = []
+    found = dj.compare(*arguments, **settings, share=True, wait=wait, say=said.append)
+    if not wait:
+        held.__exit__(None, None, None)
+        assert found == [] and made == []
+        return
+    assert made == ["random"] and said[0].startswith("waiting for what others do: full")
+    assert [row.method for row in found] == ["full", "random"]
+    assert found[1].full_accuracy_mean == found[0].accuracy_mean
 
 
 def flags_of(settings):
     for name, value in settings.items():
-        if isinstance(value, tuple):
-            yield from (f"--{name}={item}" for item in value)
-        else:
-            yield f"--{name}={value}"
+        for item in value if isinstance(value, list) else [value]:
+            yield f"--{name}={item}"
 
 
 def test_two_processes_share_the_work(whole, root, tmp_path):
-    """Each job is done once, and each row is what one process gets."""
+    """Each group is done once, and each row is what one process gets."""
     command = [sys.executable, "-m", "experiments.benchmark_suite", "--corpora=one"]
     command += [f"--data_root={root}", "--budgets=1", f"--methods={METHODS}"]
     command += ["--noestimates", *flags_of(SETTINGS)]
@@ -267,22 +287,21 @@ def test_two_processes_share_the_work(whole, root, tmp_path):
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     rows = result_rows.read(tmp_path / "compare.jsonl")
-    _, alone, _ = whole
-    assert sorted(map(cell_of, rows), key=str) == sorted(map(cell_of, alone), key=str)
-    expected = {cell_of(row): facts(row) for row in alone}
-    # Of other virtual devices, not of other numbers.
-    skip = {"device"}
-    for row in rows:
-        got = {k: v for k, v in facts(row).items() if k not in skip}
-        assert got == {k: v for k, v in expected[cell_of(row)].items() if k not in skip}
+    expected = {cell_of(row): facts(row) for row in whole[0].rows}
+    assert sorted(map(cell_of, rows), key=str) == sorted(expected, key=str)
+    for row in rows:  # of other virtual devices, not of other numbers
+        assert facts(row) | {"device": ""} == expected[cell_of(row)] | {"device": ""}
     begun = [
-        line.split(": ", 1)[1]
+        line.split("] ", 1)[1]
         for out, _ in said
         for line in out.splitlines()
-        if line.startswith("[")
+        if ": [" in line
     ]
-    assert len(begun) == len(set(begun)) == len(rows) + 2
-    assert all("\n[" in out for out, _ in said), "one process did all the work"
+    assert len(begun) == len(set(begun)) == len(rows)
+    assert all(": [1/" in out for out, _ in said), "one process did all the work"
+
+
+# What is asked for
 
 
 @pytest.mark.parametrize(
@@ -291,60 +310,102 @@ def test_two_processes_share_the_work(whole, root, tmp_path):
         ({"corpora": "three"}, "corpus 'three' is not in --data_root"),
         ({"corpora": " ,"}, "--corpora must be names with commas"),
         ({"models": "bag,shiny"}, "unknown model 'shiny' in --models; known: bag"),
-        ({"methods": "magic"}, "unknown method 'magic'"),
         ({"budgets": "0"}, "--budgets must be whole numbers"),
     ],
 )
 def test_bad_choices(root, choice, message):
-    settings = {"corpora": "one", "data_root": str(root), "budgets": "1"} | choice
+    settings = {"corpora": "one", "data_root": str(root), "budgets": "1", "given": {}}
     with pytest.raises(ValueError, match=message):
-        suite.configs(**settings)
+        suite.parts(**settings | choice)
 
 
-def test_a_budget_that_does_not_fit_is_told_before_any_work(root, tmp_path):
-    with pytest.raises(ValueError, match="has only 30 training examples"):
-        suite.run(wanted(root, budgets="31"), place_in(tmp_path), say=lambda _: None)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budgets": "31"}, "has only 30 training examples"),
+        ({"methods": "magic"}, "unknown method 'magic'"),
+        ({"pool_size": 2}, "pool_size=2 is less than the 3 examples"),
+        ({"theta_0": "fixed"}, "--theta_0 must be random"),
+        ({"test_inits": 1}, "--test_inits must be at least 2"),
+        ({"distill_seeds": 0}, "--distill_seeds must be at least 1, got 0"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_any_work(root, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        Run(wanted(root, **changes), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def told(part):
+    """The settings that a part comes to."""
+    corpus = cli.settings(cli.Corpus, part.values)
+    protocol = cli.settings(dj.Protocol, part.values)
+    return corpus, protocol, cli.recipe_of(part.values, corpus.model)
 
 
 def test_the_budgets_of_the_groups(tmp_path):
     for name in set(suite.GROUPS["table"]) | set(suite.GROUPS["li2021"]):
         (tmp_path / name).mkdir()
-    got = suite.configs("table,li2021", data_root=str(tmp_path))
-    assert {name: config.budgets for name, config in got} == {
-        "trec6": "1,20",
-        "sst5": "1,2,20",
-        "imdb": "1,10,12",
-        "agnews_desc": "27,30",
-        "dbpedia14": "40",
-        "yahoo_titles": "140",
-        "sst2": "3",
-        "subj": "5",
+    folder = {"data_root": str(tmp_path)}
+    got = suite.parts("table,li2021", given={}, **folder)
+    assert {part.name: part.budgets for part in got} == {
+        "trec6, bag": (1, 20),
+        "sst5, bag": (1, 2, 20),
+        "imdb, bag": (1, 10, 12),
+        "agnews_desc, bag": (27, 30),
+        "dbpedia14, bag": (40,),
+        "yahoo_titles, bag": (140,),
+        "sst2, bag": (3,),
+        "subj, bag": (5,),
     }
-    for name, config in got:
-        assert {config.num_distillations(size) for size in config.sizes} == {3}
-        assert config.num_meta_steps == 1500
-        assert config.inner_optimizer == ("adam" if name == "trec6" else "sgd")
-    by_name = dict(got)
-    assert (by_name["trec6"].length, by_name["imdb"].length) == (20, 200)
-    (again,) = suite.configs("imdb", data_root=str(tmp_path), length=9)
-    assert again[1].budgets == "1,10,12" and again[1].length == 9
-    of_model = {"models": "bag,mean_cnn", "data_root": str(tmp_path)}
-    bag, cnn = (config for _, config in suite.configs("imdb", **of_model))
-    assert (bag.start, bag.length, bag.full_epochs) == ("real", 200, 4)
-    assert (cnn.start, cnn.length, cnn.full_epochs) == ("keywords", 400, 2)
-    assert cnn.inner_optimizer == "momentum" and cnn.inner_lr == 0.05
-    (_, (_, cnn)) = suite.configs("imdb", **of_model, start="noise")
-    assert (cnn.start, cnn.length) == ("noise", 400)
-    both = suite.configs("trec6", models="bag,text_cnn", data_root=str(tmp_path))
-    assert [config.model for _, config in both] == ["bag", "text_cnn"]
-    assert both[1][1].inner_optimizer == "adam"
+    for part in got:
+        _, _, recipe = told(part)
+        assert recipe.meta.steps == 1500
+        adam = part.name == "trec6, bag"
+        assert recipe.inner.optimizer == ("adam" if adam else "sgd")
+    by_name = {part.name: told(part)[0].length for part in got}
+    assert (by_name["trec6, bag"], by_name["imdb, bag"]) == (20, 200)
+    (again,) = suite.parts("imdb", given={"length": 9}, **folder)
+    assert again.budgets == (1, 10, 12) and told(again)[0].length == 9
+    both = suite.parts("imdb", models="bag,mean_cnn", given={}, **folder)
+    (bag, bag_protocol, plain), (cnn, protocol, recipe) = map(told, both)
+    assert (plain.start.kind, bag.length, bag_protocol.full_epochs) == ("real", 200, 4)
+    assert (recipe.start.kind, cnn.length, protocol.full_epochs) == ("keywords", 400, 2)
+    assert (recipe.inner.optimizer, recipe.inner.lr) == ("momentum", 0.05)
+    _, noisy = suite.parts(
+        "imdb", models="bag,mean_cnn", given={"start": "noise"}, **folder
+    )
+    assert told(noisy)[2].start.kind == "noise" and told(noisy)[0].length == 400
+    both = suite.parts("trec6", models="bag,text_cnn", given={}, **folder)
+    assert [told(part)[0].model for part in both] == ["bag", "text_cnn"]
+    assert told(both[1])[2].inner.optimizer == "adam"
 
 
 def test_a_corpus_of_no_group_gets_a_thousandth_of_its_train(root, tmp_path):
-    ((_, config),) = suite.configs("one", data_root=str(root), **SETTINGS)
-    bench = suite.load(config, tmp_path, place_in(tmp_path), lambda _: None)
-    assert bench.config.budgets == "1" and bench.config.num_distillations(1) == 2
+    (part,) = suite.parts("one", data_root=str(root), given=SETTINGS)
+    work = suite.load(part, tmp_path, None, None, lambda _: None)
+    assert work.budgets == [1]
+    (ours,) = (group for group in work.groups if group.name == "distilled")
+    assert ours.num_seeds == 2
+
+
+def test_errors_are_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.benchmark_suite", "--corpora=three"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith(
+        "error: corpus 'three' is not found: give --data_root"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+# The tables
 
 
 def goal_rows():
@@ -358,7 +419,7 @@ def goal_rows():
     full = scored("full", 0.75, 1)
     full |= {"examples": 5452, "examples_per_class": 5452 / 6, "fraction_of_train": 1.0}
     rows = [row | {"dataset": "trec6", "model": "bag"} for row in [*rows, full]]
-    return [row | {"config": row["config"] | {"inits": None}} for row in rows]
+    return rows
 
 
 def test_the_table_of_targets():
@@ -436,19 +497,3 @@ def test_hours_count_a_distillation_once():
     second |= {"seconds": 600.0}
     text = suite_tables._hours([first, second])
     assert f"{(1000 * n + 1400) / 3600:.1f} hours on d" in text
-
-
-def test_the_command_says_errors_in_a_line(root, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.benchmark_suite", "--corpora=three"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.startswith(
-        "error: corpus 'three' is not found: give --data_root"
-    )
-    assert not list(tmp_path.iterdir())

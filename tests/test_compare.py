@@ -374,7 +374,8 @@ def test_several_processes_share_the_work(task, tmp_path, monkeypatch):
         held.__exit__(None, None, None)
 
     monkeypatch.setattr(LIBRARY.time, "sleep", other_ends)
-    held = LIBRARY._claimed(rows, task, groups[0], facts)
+    key = LIBRARY.digest([task.sha256, facts, *groups[0]])
+    held = LIBRARY.Locks(tmp_path / "locks", "rows").of(key)
     assert held.__enter__()
     found = dj.compare(task, methods, [1], **settings)
     assert made == ["k_center"]
@@ -388,7 +389,7 @@ def test_several_processes_share_the_work(task, tmp_path, monkeypatch):
         ({"budgets": "1,two"}, "--budgets must be whole numbers from 1"),
         ({"budgets": "0"}, "--budgets must be whole numbers from 1"),
         ({"budgets": "31"}, "class 'class0' has only 30 training examples"),
-        ({"pool_size": 14}, "--pool_size=14 is less than the 15 examples"),
+        ({"pool_size": 14}, "pool_size=14 is less than the 15 examples"),
         ({"select_on": "test"}, "--select_on is not for comparisons"),
         ({"theta_0": "fixed"}, "--theta_0 must be random"),
         ({"dropout": 0.0}, "dropout must be between 0 and 1"),

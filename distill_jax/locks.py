@@ -1,7 +1,7 @@
-"""Claims on pieces of work by processes side by side, without a server.
+"""Which process has which piece of work, without a server.
 
-A claim is a file that its process holds locked; the system frees it when the process
-ends, however it ends, so a claim cannot go stale.
+A lock is a file that its process holds; the system frees it when the process ends,
+however it ends, so a lock cannot go stale.
 """
 
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class Claims(NamedTuple):
-    """The claims on the rows of a file.
+class Locks(NamedTuple):
+    """The locks of those who share a file of rows.
 
     Attributes:
-        folder: of the locks; made at the first claim.
+        folder: of the locks; made at the first lock.
         name: of the file, as one folder may serve several.
     """
 
