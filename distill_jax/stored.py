@@ -31,7 +31,8 @@ def save(
         found: from `distill`.
         folder: of the artefact.
         results: mean test accuracy of each method, say.
-        source: where corpus and vectors came from: arguments of `task_of`.
+        source: where corpus and vectors came from: arguments of `task_of`; what the
+            task says unless given.
 
     Returns:
         The folder.
@@ -40,7 +41,8 @@ def save(
         OSError: as `artifact.save`.
     """
     task, recipe = found.task, found.recipe
-    told = {"seed": found.seed, "recipe": recipe.described, **dict(source or {})}
+    source = task.source if source is None else source
+    told = {"seed": found.seed, "recipe": recipe.described, **source}
     card = {
         "corpus": {
             "name": task.dataset.name,

@@ -43,6 +43,7 @@ class Task:
         train, validation, test: token ids as `Batch`es `[N, ...]`.
         length: tokens of a sentence, L.
         theta_0: `random`, or `fixed` where all networks start from one; see `fixed`.
+        source: where corpus and vectors came from: arguments of `stored.task_of`.
         memo: what `once` made.
     """
 
@@ -60,6 +61,7 @@ class Task:
     test: Batch
     length: int
     theta_0: str = "random"
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     memo: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @property

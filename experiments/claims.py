@@ -1,65 +1,112 @@
-"""The claims of the comparison paper (Anonymous 2022), each tested from rows.
+"""Tests the claims of the comparison paper (Anonymous 2022) from rows.
 
     python -m experiments.claims
-    python -m experiments.claims --transfer=text_cnn,bilstm --runs=runs
+    python -m experiments.claims --transfer=text_cnn,bilstm
 
-What they say is in `distill_jax.report.claims`. For the claim of transfer `--transfer`
-trains the networks it names on the sets that experiments.compare left in `--runs`, and
-appends rows, see experiments.transfer.
+--transfer trains the networks it names on the sets that experiments.compare left below
+--runs, by ordinary training alone: order and step sizes were learned for another
+network. Their rows have the preset `transfer`, which tables of one network do not see.
+Rows of real sentences that are there, whatever their preset, are not made again.
 """
 
-import os
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import jax
-from absl import app, flags
-
-from distill_jax import results as result_rows
+import distill_jax as dj
+from distill_jax.recipe import setting
 from distill_jax.report import claims, verdict
-from experiments import transfer
-from experiments.running import told_in_a_line
+from distill_jax.results import read
+from distill_jax.transfer import moves, transfer
+
+from . import cli
+
+PUBLISHED = Path("results/compare.jsonl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Which networks are trained on which sets."""
+
+    transfer: str = setting("", "Networks to train on the distilled sets.")
+    runs: str = setting("runs", "Folder of the folders of experiments.compare.")
+    corpora: str = setting("", "Of these corpora, as rows name them; or of all.")
+    sources: str = setting("", "Distilled with these networks; or with any.")
+    budgets: str = setting("", "At these examples per class; or at all.")
+    methods: str = setting("selections", "Real examples to stand beside them.")
+    full: bool = setting(False, "Train these networks on all training data too.")
+    dataset: str | None = setting(None, "Where the corpus is now, if there is one.")
+    vectors: str | None = setting(None, "Where the word vectors are now.")
 
 
 def run(
-    results: str,
+    values: Mapping[str, Any],
     *,
-    targets: Sequence[str] = (),
+    rows: str | Path,
+    known: Sequence[str | Path] = (),
     dry_run: bool = False,
+    devices: Any = None,
     say: Callable[[str], None] = print,
-    **settings,
 ) -> list[claims.Claim]:
     """Trains what transfer needs, if asked to, and answers the claims.
 
     Args:
-        results: the file of the rows.
-        targets: networks to transfer to; none: only what rows tell.
+        values: settings by flag.
+        rows: the file of the rows; new ones are appended to it.
+        known: files of rows that are read before it.
         dry_run: stop after the plan of the transfer.
+        devices: that share the networks.
         say: where text goes.
-        **settings: of `transfer.run`.
 
     Returns:
         The claims; none of a dry run.
 
     Raises:
-        FileNotFoundError: if there are no rows.
-        ValueError: as `transfer.run`, or where the rows tell of no claim.
+        FileNotFoundError: if there are no rows, or no distilled set.
+        ValueError: for what there is not, or where the rows tell of no claim.
     """
-    if not Path(results).is_file():
+    wanted = cli.settings(Settings, values)
+    files = list(dict.fromkeys(map(Path, (*known, rows))))
+    if not any(file.is_file() for file in files):
         raise FileNotFoundError(
-            f"no {results}: run experiments.compare first, or name a file with "
-            "--results"
+            f"no {rows}: run experiments.compare first, or name a file with --results"
         )
-    if targets:
-        transfer.run(
-            results=results, targets=targets, dry_run=dry_run, say=say, **settings
+
+    def there() -> list[dj.Result]:
+        return [row for file in files for row in read(file)]
+
+    def names(flag: str) -> list[str]:
+        text = getattr(wanted, flag)
+        return cli.words(flag, text) if text else []
+
+    planned, lines = [], ["full"] if wanted.full else []
+    if wanted.transfer:
+        planned = moves(
+            there(),
+            names("transfer"),
+            wanted.runs,
+            names=names("methods"),
+            lines=lines,
+            dataset=wanted.dataset,
+            vectors=wanted.vectors,
+            say=say,
+            corpora=names("corpora"),
+            models=names("sources"),
+            budgets=cli.numbers("budgets", wanted.budgets) if wanted.budgets else [],
         )
+    for move in planned:
+        say(f"{move}")
+        for group, _ in move.todo if dry_run else []:
+            say(f"  {group}")
     if dry_run:
         return []
-    found = claims.answers(verdict.of_best_recipe(result_rows.read(results)))
+    for move in planned:
+        transfer(move, rows, lines=lines, devices=devices, say=say)
+    found = claims.answers(verdict.of_best_recipe(there()))
     if not found:
         raise ValueError(
-            f"{results} has no budget with distilled and real examples: run "
+            f"{rows} has no budget with distilled and real examples: run "
             "experiments.compare first"
         )
     say(claims.report(found))
@@ -68,47 +115,27 @@ def run(
 
 def main(argv: list[str]) -> None:
     """Runs what the flags say."""
-    f = flags.FLAGS
-    with told_in_a_line(
-        argv,
-        "experiments.claims",
-        stopped=f"the cells that are done are in {f.results}; the same command goes on",
-    ):
-        if f.transfer and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-            cache = Path(f.runs) / "transfer-compiled"
-            jax.config.update("jax_compilation_cache_dir", str(cache))
-        run(
-            f.results,
-            targets=f.transfer,
-            dry_run=f.dry_run,
-            runs=f.runs,
-            corpora=f.corpora,
-            sources=f.sources,
-            budgets=f.budgets,
-            methods=f.methods,
-            full=f.full,
-            dataset=f.dataset,
-            vectors=f.vectors,
-        )
+    from absl import flags
+
+    f, rows = flags.FLAGS, cli.rows_path("compare")
+    kept = f"what is done is in {rows}; the same command goes on"
+    with cli.told_in_a_line(argv, "claims", stopped=kept):
+        if f.transfer:
+            cli.compile_cache(Path(f.runs) / "transfer")
+        known, devices = () if f.results else (PUBLISHED,), cli.join()[0]
+        values, how = cli.given(), {"dry_run": f.dry_run, "devices": devices}
+        run(values, rows=rows, known=known, **how)
 
 
 def define_flags() -> None:
-    """The flags of this program."""
-    flags.DEFINE_string("results", "results/compare.jsonl", "The file of the rows.")
-    flags.DEFINE_list("transfer", [], "Networks to train on the distilled sets.")
-    flags.DEFINE_string("runs", "runs", "Folder of the folders of experiments.compare.")
-    flags.DEFINE_list("corpora", [], "Of these corpora, as rows name them; or of all.")
-    flags.DEFINE_list("sources", [], "Distilled with these networks; or with any.")
-    flags.DEFINE_list("budgets", [], "At these examples per class; or at all.")
-    flags.DEFINE_string(
-        "methods", "selections", "Real examples to stand beside them, with commas."
-    )
-    flags.DEFINE_bool("full", False, "Train these networks on all training data too.")
-    flags.DEFINE_string("dataset", None, "Where the corpus is now, if there is one.")
-    flags.DEFINE_string("vectors", None, "Where the word vectors are now.")
-    flags.DEFINE_bool("dry_run", False, "Say what would be trained, and stop.")
+    """The flags of this experiment."""
+    cli.define(Settings)
+    cli.define_run("compare")
+    cli.define_devices()
 
 
 if __name__ == "__main__":
+    from absl import app
+
     define_flags()
     app.run(main)

@@ -94,7 +94,7 @@ class Corpus:
         )
         for line in told(task):
             say(line)
-        return task
+        return dataclasses.replace(task, source=self.source)
 
 
 # How an experiment is run: from a checkout, or from a wheel.
@@ -104,8 +104,8 @@ RUN = "python -m " + (
 # The flags that most runs need first: what --help lists.
 FIRST = (
     "dataset text_column label_column model examples_per_class out resume overwrite "
-    "dry_run publish open preset budgets methods query artifact seed devices trials "
-    "search baseline"
+    "dry_run publish open preset budget budgets methods query artifact transfer runs "
+    "seed devices trials search baseline"
 ).split()
 RECIPE = (Inner, Start, Meta)
 
@@ -142,7 +142,7 @@ def _define(flags, title: str, field: dataclasses.Field) -> None:
         made = flags.Flag(flags.IntegerParser(), None, name, default, text)
     elif isinstance(default, float):
         made = flags.Flag(flags.FloatParser(), None, name, default, text)
-    elif isinstance(default, Mapping):
+    elif isinstance(default, Mapping | tuple):
         made = flags.MultiFlag(flags.ArgumentParser(), None, name, [], text)
     else:
         made = flags.Flag(flags.ArgumentParser(), None, name, default, text)
@@ -257,9 +257,10 @@ def settings(group: type, values: Mapping[str, Any], base: Any = None) -> Any:
     found = {names[flag]: value for flag, value in values.items() if flag in names}
     for field in _fields(group):
         if isinstance(found.get(field.name), list | tuple):
-            found[field.name] = parsed(found[field.name])
+            items, several = found[field.name], isinstance(field.default, tuple)
+            found[field.name] = tuple(items) if several else parsed(items)
     try:
-        return dataclasses.replace(base if base is not None else group(), **found)
+        return dataclasses.replace(base, **found) if base else group(**found)
     except ValueError as error:
         flag = {python: name for name, python in names.items()}
         pattern = rf"(?<![\w-])({'|'.join(map(re.escape, flag))})(?= must|=)"

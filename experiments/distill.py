@@ -129,7 +129,7 @@ def run(
         f"{found.best_step:,}; {found.seconds:.0f} s."
     )
     facts = {"validation": found.accuracy, "seconds": found.seconds}
-    where = stored.save(found, out / "artifact", results=facts, source=corpus.source)
+    where = stored.save(found, out / "artifact", results=facts)
     methods = {"distilled": saved(artifact.load(where), ways=WAYS)}
     lines = ("majority",)
     if wanted.baselines:

@@ -11,7 +11,7 @@ were trained on the sets of another.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -147,7 +147,8 @@ def transfer(rows: Sequence[Row]) -> list[Claim]:
     """
 
     def source_of(row: Row) -> str:
-        return row["config"]["settings"]["source"]["model"]
+        settings = row["config"]["settings"]
+        return settings.get("method", settings)["source"]["model"]
 
     ours_of: dict[tuple[str, str, str], list[Row]] = {}
     moved = [r for r in rows if (r["preset"], r["method"]) == (TRANSFER, "distilled")]
@@ -176,9 +177,21 @@ def transfer(rows: Sequence[Row]) -> list[Claim]:
 
 
 def same_protocol(a: Row, b: Row) -> bool:
-    """Whether two rows trained the same network in the same way."""
-    one, other = a["config"]["settings"], b["config"]["settings"]
-    return all(one.get(name) == other.get(name) for name in SHARED_SETTINGS)
+    """Whether two rows trained the same network in the same way on the same corpus.
+
+    Settings that one of them does not have, all data a grid say, count for nothing.
+    """
+    one, other = _protocol(a), _protocol(b)
+    return all(one[name] == other[name] for name in one.keys() & other.keys())
+
+
+def _protocol(row: Row) -> dict[str, Any]:
+    settings, told = row["config"]["settings"], {"data": row.get("data")}
+    if "protocol" in settings:
+        free = ("selection_seeds", "full_epochs")  # how many sets, and of all data
+        protocol = settings["protocol"].items()
+        told["protocol"] = {k: v for k, v in protocol if k not in free}
+    return told | {name: settings[name] for name in SHARED_SETTINGS if name in settings}
 
 
 def sd_ratio(

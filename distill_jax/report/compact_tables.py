@@ -23,6 +23,46 @@ def newest(rows: Sequence[Row]) -> list[Row]:
     return rows_lib.newest(rows, *_SET, _form)
 
 
+def smallest(rows: Sequence[Row]) -> Row:
+    """The fewest bytes within one standard error of float32's validation accuracy.
+
+    The rule of Breiman et al. (1984, Sec. 3.4.3) for trees.
+
+    Args:
+        rows: of one run, float32 first.
+    """
+    whole, n = rows[0]["config"], rows[0]["num_inits"]
+    least = whole["validation_accuracy"] - (whole["validation_sd"] or 0.0) / n**0.5
+    enough = [r for r in rows if r["config"]["validation_accuracy"] >= least]
+    return min(enough, key=lambda row: row["bytes"])
+
+
+def printed(rows: Sequence[Row]) -> str:
+    """The rows of one run, float32 first, as a table to print."""
+    head = "form,bytes,of float32,validation,test,of float32,relative"
+    lines: list[list[str]] = [[*head.split(",")]]
+    whole = rows[0]
+    for row in rows:
+        mean, sd, relative = (
+            row[n] for n in ("accuracy_mean", "accuracy_sd", "relative_accuracy")
+        )
+        lines.append(
+            [
+                row["config"]["form"],
+                f"{row['bytes']:,}",
+                f"{row['bytes'] / whole['bytes']:.1%}",
+                f"{row['config']['validation_accuracy']:.1%}",
+                f"{mean:.1%}" + ("" if sd is None else f" ± {sd:.1%}"),
+                f"{mean / whole['accuracy_mean']:.1%}"
+                if whole["accuracy_mean"]
+                else "",
+                "" if relative is None else f"{relative:.1%}",
+            ]
+        )
+    form = "{:20} {:>12} {:>11} {:>11} {:>15} {:>11} {:>9}"
+    return "\n".join(form.format(*line).rstrip() for line in lines)
+
+
 def compact(results: dict[str, list[Row]]) -> str:
     """Bytes and test accuracy of each form of each distilled set, largest first.
 

@@ -137,8 +137,9 @@ def of_best_recipe(rows: Sequence[Row]) -> list[Row]:
         return tuple(row[name] for name in names)
 
     def recipe(row: Row) -> str:
-        settings = row["config"].get("settings", {}).get("distilled")
-        return json.dumps(settings, sort_keys=True)
+        told = row["config"].get("settings", {})
+        found = told.get("distilled") or told.get("method", {}).get("recipe")
+        return json.dumps(found, sort_keys=True)
 
     best: dict[tuple, Row] = {}
     for row in rows:
