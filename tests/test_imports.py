@@ -11,39 +11,83 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "distill_jax"
 
-_LEAF = {"types"}
-_MIDDLE = {"core", "losses", "types"}
-_HOST = {"parallel", "gradients", "core", "losses", "artifact", "types"}
-_AFTER = {"artifact", "evaluate", "types"}
+
+def _of(names: str) -> set[str]:
+    return set(names.split())
+
+
+# Each unit and what it may import, from the bottom up.
 ALLOWED = {
     "__main__": set(),
-    "types": set(),
-    "core": _LEAF,
-    "losses": _LEAF,
-    "models": _LEAF,
-    "data": _LEAF,
-    "queries": _LEAF,
-    "selection": _LEAF,
-    "artifact": _LEAF,
-    "checkpoints": _LEAF,
-    "gradients": _MIDDLE,
-    "objectives": _MIDDLE,
-    "windows": _MIDDLE,
-    "compact": {"artifact", "types"},
-    "scores": set(),
-    "starts": {"selection", "types"},
-    "parallel": _MIDDLE,
-    "evaluate": _HOST,
-    "loop": _HOST | {"checkpoints"},
-    "task": {"data", "evaluate", "losses", "models", "types"},
-    "results": {"schema"},
+    "checkpoints": set(),
+    "data": set(),
+    "decode": set(),
+    "locks": set(),
+    "names": set(),
+    "progress": set(),
+    "queries": set(),
     "schema": set(),
-    "forms": {"compact", "types"},
-    "study": {"results"},
-    "active": {"evaluate", "queries", "checkpoints", "losses", "types"},
-    "decode": _AFTER,
-    "report": _AFTER | {"decode", "results", "scores", "statistics", "task"},
-    "statistics": _AFTER,
+    "scores": set(),
+    "selection": set(),
+    "signals": set(),
+    "statistics": set(),
+    "types": set(),
+    "artifact": _of("types"),
+    "baselines": _of("data"),
+    "core": _of("types"),
+    "gradients": _of("types"),
+    "losses": _of("types"),
+    "models": _of("types"),
+    "results": _of("schema"),
+    "starts": _of("selection types"),
+    "compact": _of("artifact types"),
+    "objectives": _of("core losses types"),
+    "parallel": _of("core types"),
+    "study": _of("results"),
+    "task": _of("data losses models names types"),
+    "windows": _of("core types"),
+    "fit": _of("core losses parallel task types"),
+    "loop": _of("checkpoints parallel signals types"),
+    "recipe": _of("names objectives"),
+    "learning": _of(
+        "compact core gradients names objectives recipe starts task types windows"
+    ),
+    "protocol": _of("recipe types"),
+    "train": _of("core fit losses parallel protocol task types"),
+    "active": _of(
+        "checkpoints data fit losses names queries recipe results selection "
+        "task train types"
+    ),
+    "distill": _of(
+        "checkpoints core learning loop losses names parallel recipe task train types"
+    ),
+    "space": _of("distill names recipe starts"),
+    "stored": _of("artifact data distill names parallel results task train types"),
+    "sources": _of(
+        "active artifact distill names parallel queries recipe selection "
+        "stored task train types"
+    ),
+    "compare": _of(
+        "baselines locks names parallel progress results schema sources "
+        "statistics task train"
+    ),
+    "forms": _of("artifact compact fit results sources train types"),
+    "measured": _of("artifact recipe results sources stored task train"),
+    "variants": _of("recipe sources"),
+    "estimate": _of("compare distill names recipe sources task train"),
+    "methods": _of("compare queries recipe selection sources task train"),
+    "report": _of(
+        "decode fit forms measured results schema scores sources statistics "
+        "task train types"
+    ),
+    "tune": _of(
+        "compare distill fit loop names recipe results schema selection space "
+        "study task"
+    ),
+    "transfer": _of(
+        "compare estimate measured methods names parallel report results "
+        "sources task train"
+    ),
 }
 HEAVY = {
     "array_record",
