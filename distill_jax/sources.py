@@ -60,7 +60,8 @@ class Selected:
         if not self.taught:
             return chosen
         soft = jnp.asarray(_teacher(task, self.protocol, self.folder)[rows])
-        batch = chosen.batch.replace(y=soft)
+        batch: Any = chosen.batch
+        batch = batch.replace(y=soft)
         return [chosen, chosen._replace(batch=batch, labels_read=N)]
 
     @property
@@ -125,8 +126,9 @@ class Queried:
             del before
             ids = np.flatnonzero(pool_now.labelled)
             known = jax.nn.one_hot(pool_now.labels[ids], task.num_classes)
-            asked = take(pool, ids).replace(y=known)  # as the oracle said
-            data = examples(task, asked, room=n)
+            asked: Any = take(pool, ids)
+            # As the oracle said.
+            data = examples(task, asked.replace(y=known), room=n)
             order_rng = np.random.default_rng([0, 3, seed, pool_now.round])
             order = jnp.asarray(judge.order(n, order_rng, among=len(ids)))
             return train(data, order, key, recipe.lr, jnp.asarray([recipe.num_steps]))
@@ -329,12 +331,14 @@ class Stored:
     def settings(self) -> dict[str, Any]:
         """What its sets depend on: their content, and what made them."""
         first = self.artifacts[0].card
+        made = first.get("config", {})
         return {
             "ways": list(self.ways),
             "source": {
                 "model": first["model"]["name"],
                 "network": first["model"]["settings"],
                 "sha256": [one.card["tensors"]["sha256"] for one in self.artifacts],
+                **{k: v for k, v in made.items() if k in ("recipe", "seed")},
             },
         }
 

@@ -121,7 +121,7 @@ def define(*groups: type, presets: Mapping[str, Mapping[str, Any]] | None = None
 
     for group in groups:
         title = f"{group.__name__}: {(group.__doc__ or '').strip().splitlines()[0]}"
-        for field in _fields(group):
+        for field in fields_of(group):
             _define(flags, title, field)
     if presets:
         known = "settings of a paper, its flaws included; explicit flags win"
@@ -206,7 +206,7 @@ def _first() -> None:
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
 
-def _fields(group: type) -> list[dataclasses.Field]:
+def fields_of(group: type) -> list[dataclasses.Field]:
     return [f for f in dataclasses.fields(group) if "help" in f.metadata]
 
 
@@ -253,9 +253,9 @@ def settings(group: type, values: Mapping[str, Any], base: Any = None) -> Any:
     Raises:
         ValueError: in the words of the flags.
     """
-    names = {flag_of(field): field.name for field in _fields(group)}
+    names = {flag_of(field): field.name for field in fields_of(group)}
     found = {names[flag]: value for flag, value in values.items() if flag in names}
-    for field in _fields(group):
+    for field in fields_of(group):
         if isinstance(found.get(field.name), list | tuple):
             items, several = found[field.name], isinstance(field.default, tuple)
             found[field.name] = tuple(items) if several else parsed(items)
@@ -287,7 +287,7 @@ def flags_of(recipe: Recipe, model: str) -> list[str]:
 def changed(settings: Any, base: Any) -> list[str]:
     """The flags that make settings of others of their class."""
     words = []
-    for field in _fields(type(base)):
+    for field in fields_of(type(base)):
         name, value = flag_of(field), getattr(settings, field.name)
         if value == getattr(base, field.name):
             continue

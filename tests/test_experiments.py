@@ -422,7 +422,7 @@ def test_a_preset_names_only_flags(kind):
     from experiments import compare
 
     groups = [cli.Corpus, distill.Settings, compare.Settings, dj.Protocol, *cli.RECIPE]
-    known = {cli.flag_of(field) for group in groups for field in cli._fields(group)}
+    known = {cli.flag_of(field) for group in groups for field in cli.fields_of(group)}
     for values in getattr(presets, kind).values():
         assert set(values) <= known
 
@@ -880,7 +880,7 @@ def test_help_fits_a_person_and_helpfull_lists_every_flag():
         assert f"--{name}:" in short, name
     assert len(short.splitlines()) < 80 < len(whole.splitlines())
     for group in (cli.Corpus, distill.Settings, dj.Protocol, *cli.RECIPE):
-        for field in cli._fields(group):
+        for field in cli.fields_of(group):
             name = cli.flag_of(field)
             assert f"--{name}:" in whole or f"--[no]{name}:" in whole, name
         assert f"{group.__name__}: " in whole
