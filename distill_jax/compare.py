@@ -8,6 +8,7 @@ so that the same call goes on after any stop. Queries see no label that they did
 for. Test is read once for each row.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -128,7 +129,8 @@ def compare(
         lines: of `full` (all of train), `majority` and `tfidf` (TF-IDF and logistic
             regression on all of train).
         many_at: for a method, the budgets at which it has several seeds.
-        folder: where rows are kept, and found again: `folder/rows.jsonl`.
+        folder: where rows are kept, and found again, as `rows.jsonl`; and sets that
+            take long to make.
         rows: that file, if it is another.
         experiment, preset: what rows say.
         share: other processes work on the same rows; each takes what nobody has, by
@@ -146,6 +148,8 @@ def compare(
     Raises:
         ValueError: before any work, if a class has too few examples for a budget.
     """
+    given = {"protocol": protocol, "folder": folder, "devices": devices}
+    methods = {name: _bound(method, given) for name, method in methods.items()}
     check_budgets(task, budgets, methods)
     judge = Judge(task, protocol, devices=devices, report=Bars())
     path = (
@@ -197,12 +201,12 @@ def compare(
                     continue
                 for row in new:
                     row["config"] |= facts_of(group)
-                if path is not None:
+                if path is not None and parallel.is_first_process():
                     with locks.file() if locks else nullcontext():
                         results.append(path, new)
                 found[i] = [Result(row) for row in new]
             for row in found[i]:
-                say(f"[{made}/{total}] {group}, {line(row)}")
+                say(f"[{made}/{total}] {group}, {results.line(row)}")
         if not begun and len(found) < len(groups):
             if not wait:
                 break
@@ -212,6 +216,16 @@ def compare(
             time.sleep(2.0)
             known()
     return [row for i in sorted(found) for row in found[i]]
+
+
+def _bound(method: Method, given: Mapping[str, Any]) -> Method:
+    """A method of ours with what it was not given itself."""
+    ours: Any = method
+    if not dataclasses.is_dataclass(ours):
+        return method
+    names = {field.name for field in dataclasses.fields(ours)}
+    lacks = {k: v for k, v in given.items() if k in names and not getattr(ours, k)}
+    return dataclasses.replace(ours, **lacks)
 
 
 def check_budgets(
@@ -413,23 +427,6 @@ def _waits(groups, found, group: Group) -> bool:
     """Whether others still work on what the row is told relative to."""
     of_all = [i for i, one in enumerate(groups) if one.name == "full"]
     return group.name != "full" and any(i not in found for i in of_all)
-
-
-def line(row: Mapping[str, Any]) -> str:
-    """A row in a few words."""
-    low, high = row["interval"]
-    text = f"{row['accuracy_mean']:.1%} [{low:.1%}, {high:.1%}]"
-    if row["relative_accuracy"] is not None:
-        text += f", {row['relative_accuracy']:.0%} of all data"
-    kind = ", ".join(
-        filter(None, (row["labels"] and f"{row['labels']} labels", row["training"]))
-    )
-    return f"{kind}: {text}; {duration(row['seconds'])}" if kind else text
-
-
-def duration(seconds: float) -> str:
-    """Such as `90 s` or `12 min`."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 __all__ = [

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from distill_jax.compare import Group, duration, inits_of
+from distill_jax.compare import Group, inits_of
 from distill_jax.distill import build, start_of, timed
 from distill_jax.names import digest
+from distill_jax.progress import duration
 from distill_jax.recipe import best_recipe
 from distill_jax.sources import FromRecipe, Method, Queried
 from distill_jax.task import Task, take

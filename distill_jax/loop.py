@@ -2,8 +2,7 @@
 
 Everything the loop does at a step depends on the step alone: its keys, its rows, and
 whether it validates, saves or reports. So a run that was killed and resumed does what
-it would have done. How many steps a dispatch takes follows the clock and changes no bit
-of the result.
+it would have done. Steps of a dispatch follow the clock and change no bit of it.
 """
 
 import dataclasses
@@ -25,13 +24,8 @@ from distill_jax.types import Batch, MetaInfo, MetaState
 
 # No meta-step ever has this number.
 _VALIDATION = np.uint32(2**32 - 1)
-
-
 REPORT_EVERY = 10  # meta-steps, unless told otherwise
-
-
-# Of a dispatch: a signal waits for the end of two.
-_SECONDS = 0.25
+_SECONDS = 0.25  # of a dispatch: a signal waits for the end of two
 
 
 class NonFiniteMetaGradient(ArithmeticError):

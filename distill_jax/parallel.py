@@ -40,9 +40,7 @@ from distill_jax.core import meta_step
 from distill_jax.types import Batch, InitFn, MetaInfo, MetaState, Objective
 
 AXIS = "init"
-
 Devices = Sequence[Any] | str | None  # of jax.Device, or "all"
-
 StepFn = Callable[[MetaState, jax.Array, Batch], tuple[MetaState, MetaInfo]]
 
 
@@ -56,8 +54,7 @@ class MetaSteps(NamedTuple):
             takes n <= K meta-steps. That with number k, which the state counts, draws
             its theta_0 from `split(fold_in(key, k), num_inits)`; the real batch of the
             i-th taken is the rows `rows[i]` of `train`. The infos are stacked `[K]`, or
-            a list, see `fetched`. It does not wait for the device. One program serves
-            any n.
+            a list, see `fetched`; the device is not waited for. One program for any n.
     """
 
     place: Callable[[Batch], Batch]
@@ -309,7 +306,7 @@ def join(
 
 
 def is_first_process() -> bool:
-    """Is this the process that writes rows, artefacts and pages?"""
+    """Is this the one that writes rows, artefacts and pages?"""
     return jax.process_index() == 0
 
 

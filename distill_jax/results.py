@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from distill_jax.progress import duration
 from distill_jax.schema import Row, check, fields_of
 
 _Row = TypeVar("_Row", bound=Row)
@@ -265,6 +266,40 @@ def read(path: str | Path) -> list[Result]:
             raise ValueError(f"{path}, line {number}: {error}") from error
         rows.append(row)
     return rows
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row in a few words."""
+    low, high = row["interval"]
+    text = f"{row['accuracy_mean']:.1%} [{low:.1%}, {high:.1%}]"
+    if row["relative_accuracy"] is not None:
+        text += f", {row['relative_accuracy']:.0%} of all data"
+    kind = ", ".join(
+        filter(None, (row["labels"] and f"{row['labels']} labels", row["training"]))
+    )
+    return f"{kind}: {text}; {duration(row['seconds'])}" if kind else text
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a table to print."""
+    lines = [
+        f"{'':16} {'model':12} {'training':9} {'labels':6} {'examples':>9} "
+        f"{'accuracy':>15} {'relative':>9}"
+    ]
+    for row in rows:
+        sd, share, size = (
+            row[name] for name in ("accuracy_sd", "relative_accuracy", "bytes")
+        )
+        accuracy = f"{row['accuracy_mean']:.1%}" + (
+            "" if sd is None else f" ± {sd:.1%}"
+        )
+        lines.append(
+            f"{row['method']:16} {row['model']:12} {row['training'] or '':9} "
+            f"{row['labels'] or '':6} {row['examples']:>9,} {accuracy:>15} "
+            f"{'' if share is None else f'{share:.1%}':>9}"
+            + ("" if size is None else f"   {size:,} bytes")
+        )
+    return "\n".join(lines)
 
 
 def commit() -> str:

@@ -7,6 +7,7 @@ told by them, `seeds` says how many sets it gives, `selected_on` where it was ch
 """
 
 import dataclasses
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,13 +42,24 @@ LABEL_FREE = ("random", "kmeans_medoids_global")  # read the labels of their pic
 
 @dataclasses.dataclass(frozen=True)
 class Selected:
-    """Real sentences that a selection picks; see `selected`."""
+    """Real sentences picked by a rule that may read all labels of train.
+
+    Args:
+        select: a name of `SELECTIONS`, or `(features, labels, n, key) -> rows [n]`.
+        taught: also with the soft labels of a network trained on all of train.
+        seeds: draws of it; as the protocol says unless given.
+        folder: where the teacher's labels are kept; that of `compare` unless given.
+        protocol: of the teacher; that of `compare` unless given.
+    """
 
     select: Any
     taught: bool = False
     seeds: int | None = None
-    folder: Path | None = dataclasses.field(default=None, compare=False)
-    protocol: Protocol = Protocol()
+    folder: str | Path | None = dataclasses.field(default=None, compare=False)
+    protocol: Protocol | None = None
+
+    def __post_init__(self):
+        resolve(self.select, SELECTIONS, "selection")
 
     def __call__(self, task: Task, examples_per_class: float, seed: int):
         n = task.num_examples(examples_per_class)
@@ -59,7 +71,8 @@ class Selected:
         chosen = real(task, rows, labels_read=read)
         if not self.taught:
             return chosen
-        soft = jnp.asarray(_teacher(task, self.protocol, self.folder)[rows])
+        probs = _teacher(task, self.protocol or Protocol(), self.folder)
+        soft = jnp.asarray(probs[rows])
         batch: Any = chosen.batch
         batch = batch.replace(y=soft)
         return [chosen, chosen._replace(batch=batch, labels_read=N)]
@@ -71,56 +84,66 @@ class Selected:
         return told | ({"taught": True} if self.taught else {})
 
 
-def selected(
-    select: Any,
-    *,
-    taught: bool = False,
-    seeds: int | None = None,
-    folder: str | Path | None = None,
-    protocol: Protocol = Protocol(),  # noqa: B008 - frozen
-) -> Selected:
-    """Real sentences picked by a rule that may read all labels of train.
-
-    Args:
-        select: a name of `SELECTIONS`, or `(features, labels, n, key) -> rows [n]`.
-        taught: also with the soft labels of a network trained on all of train.
-        seeds: draws of it; as the protocol says unless given.
-        folder: where the teacher's labels are kept.
-        protocol: of the teacher.
-    """
-    resolve(select, SELECTIONS, "selection")
-    kept = None if folder is None else Path(folder)
-    return Selected(select, taught, seeds, kept, protocol)
-
-
 @dataclasses.dataclass(frozen=True)
 class Queried:
-    """Real sentences that a query asks for in rounds; see `queried`."""
+    """Real sentences that a query asks for, which reads the labels of these alone.
+
+    Args:
+        query: a name of `QUERIES`, or a `queries.Query`.
+        rounds: of queries after the random start of a fifth.
+        passes: sampled networks that score the pool, F.
+        dropout: rate of these networks.
+        pool: random part of train that is seen; 0: all.
+        protocol: by which its networks are trained, as tuned on random sentences; that
+            of `compare` unless given.
+        seeds: repeats; as the protocol says unless given.
+
+    Raises:
+        ValueError: for an unknown query, too few passes for it, or (when it asks) a
+            network whose passes are all equal.
+    """
 
     query: Any
     rounds: int = 4
     passes: int = 10
     dropout: float = 0.2
     pool: int = 5000
-    protocol: Protocol = Protocol()
+    protocol: Protocol | None = None
     seeds: int | None = None
+
+    def __post_init__(self):
+        query = resolve(self.query, queries.QUERIES, "query")
+        active.check_passes(query, self.passes, str(self.query))
+        if not 0 < self.dropout < 1:
+            raise ValueError(
+                f"dropout must be between 0 and 1, got {self.dropout}: queries need "
+                "networks that differ"
+            )
 
     def __call__(self, task: Task, examples_per_class: float, seed: int) -> TrainingSet:
         """From a start of n / 5 random ones; each round's network is trained anew."""
         query = resolve(self.query, queries.QUERIES, "query")
         n, N = task.num_examples(examples_per_class), len(task.labels)
-        recipe = _random_recipe(task, examples_per_class, self.protocol)
+        protocol = self.protocol or Protocol()
+        recipe = _random_recipe(task, examples_per_class, protocol)
         rng = np.random.default_rng([0, 2, seed])
         rows = np.sort(rng.permutation(N)[: self.pool or N])
         pool = take(task.train, rows)
         noisy = with_dropout(task, self.dropout)
+        if query.passes and self.passes > 1:
+            if not active.has_dropout(noisy.model, task.train):
+                raise ValueError(
+                    f"passes={self.passes} needs a network with dropout, and those of "
+                    f"{task.model_name} are all equal: give it a setting dropout, or "
+                    "use passes=1 and a query that needs no disagreement"
+                )
         chunks = task.once(("pool", seed, self.pool), lambda: in_chunks(task, pool))
         oracle = active.simulated(task.labels[rows], task.num_classes)
         start = max(1, n // 5)
         sizes = [len(part) for part in np.array_split(range(n - start), self.rounds)]
         first = rng.permutation(len(rows))[:start]
         train = noisy.once("noisy fit", lambda: _noisy_fit(noisy))
-        judge = Judge(task, self.protocol)
+        judge = Judge(task, protocol)
 
         def fitted(pool_now, key, before):
             del before
@@ -155,48 +178,25 @@ class Queried:
         return {name: described(getattr(self, name)) for name in names}
 
 
-def queried(
-    query: Any,
-    rounds: int = 4,
-    *,
-    passes: int = 10,
-    dropout: float = 0.2,
-    pool: int = 5000,
-    protocol: Protocol = Protocol(),  # noqa: B008 - frozen
-    seeds: int | None = None,
-) -> Queried:
-    """Real sentences that a query asks for, which reads the labels of these alone.
-
-    Args:
-        query: a name of `QUERIES`, or a `queries.Query`.
-        rounds: of queries after the random start of a fifth.
-        passes: sampled networks that score the pool, F.
-        dropout: rate of these networks.
-        pool: random part of train that is seen; 0: all.
-        protocol: by which its networks are trained, as tuned on random sentences.
-        seeds: repeats; as the protocol says unless given.
-
-    Raises:
-        ValueError: for an unknown query, or too few passes for it.
-    """
-    active.check_passes(resolve(query, queries.QUERIES, "query"), passes, str(query))
-    if not 0 < dropout < 1:
-        raise ValueError(
-            f"dropout must be between 0 and 1, got {dropout}: queries need networks "
-            "that differ"
-        )
-    return Queried(query, rounds, passes, dropout, pool, protocol, seeds)
-
-
 @dataclasses.dataclass(frozen=True)
 class FromRecipe:
-    """Sentences distilled by a recipe; see `distilled`."""
+    """Sentences learned anew at each budget.
+
+    Args:
+        recipe: the best known for the network unless given.
+        folder: where sets, and checkpoints on the way, are kept; that of `compare`
+            unless given.
+        ways: trained on with their soft labels, with hard ones, and in their own order
+            and step sizes (`native`).
+        seeds: distillations at a budget; as the protocol says unless given.
+        devices, how: as for `distill`; devices are those of `compare` unless given.
+    """
 
     recipe: Recipe | None = None
-    folder: Path | None = None
-    ways: tuple[str, ...] = ("soft", "hard", "native")
+    folder: str | Path | None = None
+    ways: Sequence[str] = ("soft", "hard", "native")
     seeds: int | None = None
-    devices: Any = dataclasses.field(default=None, compare=False)
+    devices: parallel.Devices = dataclasses.field(default=None, compare=False)
     how: str | None = dataclasses.field(default=None, compare=False)
 
     def __call__(self, task: Task, examples_per_class: float, seed: int):
@@ -214,10 +214,10 @@ class FromRecipe:
         from distill_jax.stored import save
 
         n = task.num_examples(examples_per_class)
-        folder, checkpoints = None, None
+        folder = checkpoints = None
         if self.folder is not None:
-            folder = self.folder / self.name(task, examples_per_class, seed)
-            if self.is_done(task, examples_per_class, seed):
+            folder = Path(self.folder) / self.name(task, examples_per_class, seed)
+            if parallel.first_says(self.is_done(task, examples_per_class, seed)):
                 found = artifact.load(folder / "artifact")
                 return artifact.to_distilled(found), found.card["results"]["seconds"]
             checkpoints = folder / "checkpoints"
@@ -241,7 +241,7 @@ class FromRecipe:
 
         if self.folder is None:
             return False
-        folder = self.folder / self.name(task, examples_per_class, seed)
+        folder = Path(self.folder) / self.name(task, examples_per_class, seed)
         return (folder / "artifact" / CARD).exists()
 
     def name(self, task: Task, examples_per_class: float, seed: int) -> str:
@@ -261,29 +261,6 @@ class FromRecipe:
         """What its sets depend on, but the network's own recipe."""
         told: dict[str, Any] = {"ways": list(self.ways)}
         return told | ({"recipe": self.recipe.described} if self.recipe else {})
-
-
-def distilled(
-    recipe: Recipe | None = None,
-    *,
-    folder: str | Path | None = None,
-    ways: Sequence[str] = ("soft", "hard", "native"),
-    seeds: int | None = None,
-    devices: parallel.Devices = None,
-    how: str | None = None,
-) -> FromRecipe:
-    """Sentences learned anew at each budget.
-
-    Args:
-        recipe: the best known for the network unless given.
-        folder: where sets, and checkpoints on the way, are kept.
-        ways: trained on with their soft labels, with hard ones, and in their own order
-            and step sizes (`native`).
-        seeds: distillations at a budget; as the protocol says unless given.
-        devices, how: as for `distill`.
-    """
-    kept = None if folder is None else Path(folder)
-    return FromRecipe(recipe, kept, tuple(ways), seeds, devices, how)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,6 +320,10 @@ class Stored:
         }
 
 
+# As methods are written: compare(task, {"ours": distilled()}, [1]).
+selected, queried, distilled = Selected, Queried, FromRecipe
+
+
 def saved(*artifacts: Any, ways: Sequence[str] = ("soft", "hard", "native")) -> Stored:
     """Distilled sets from disk, such as another network has learned.
 
@@ -398,11 +379,12 @@ def real(task: Task, rows: np.ndarray, *, labels_read: int | None) -> TrainingSe
 
 
 def with_dropout(task: Task, rate: float) -> Task:
-    """The same network with dropout, for queries; itself where it takes none."""
+    """The same network with dropout, for queries; itself where it takes no rate."""
+    if "dropout" not in inspect.signature(task.make_model).parameters:
+        return task
     settings = dict(task.model_settings) | {"dropout": rate}
     return task.once(
-        ("dropout", rate),
-        lambda: with_model(task, task.make_model, **settings),
+        ("dropout", rate), lambda: with_model(task, task.make_model, **settings)
     )
 
 
@@ -432,14 +414,14 @@ def _random_recipe(task: Task, examples_per_class: float, protocol: Protocol) ->
     return task.once(("random recipe", examples_per_class, protocol), make)
 
 
-def _teacher(task: Task, protocol: Protocol, folder: Path | None) -> np.ndarray:
+def _teacher(task: Task, protocol: Protocol, folder: str | Path | None) -> np.ndarray:
     """Soft labels of train, kept on disk by what they depend on."""
 
     def make():
         path = None
         if folder is not None:
             told = [task.sha256, task.described, described(protocol)]
-            path = folder / f"teacher-{digest(told, 8)}.npy"
+            path = Path(folder) / f"teacher-{digest(told, 8)}.npy"
             if path.exists():
                 return np.load(path, allow_pickle=False)
         probs = Judge(task, protocol).teacher_labels()

@@ -69,7 +69,10 @@ def save(
         "results": dict(results or {"validation": found.accuracy}),
         "config": portable(told),
     }
-    return artifact.save(folder, artifact.from_distilled(found.best), card)
+    if parallel.is_first_process():
+        artifact.save(folder, artifact.from_distilled(found.best), card)
+    parallel.first_says(0)  # the others wait until it is there
+    return Path(folder)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import results, study
-from distill_jax.compare import duration
 from distill_jax.distill import (
     at_most,
     build,
@@ -31,6 +30,7 @@ from distill_jax.distill import (
 from distill_jax.fit import native_scorer, part_of
 from distill_jax.loop import NonFiniteMetaGradient, Progress
 from distill_jax.names import described, digest, name_of, resolve
+from distill_jax.progress import duration
 from distill_jax.recipe import Recipe, best_recipe
 from distill_jax.schema import check
 from distill_jax.selection import SELECTIONS

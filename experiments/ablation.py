@@ -17,10 +17,11 @@ from typing import Any
 
 import distill_jax as dj
 from distill_jax import estimate
-from distill_jax.compare import compare, duration, plan, rows_of
+from distill_jax.compare import compare, plan, rows_of
 from distill_jax.distill import build, start_of
 from distill_jax.loop import NonFiniteMetaGradient
 from distill_jax.names import digest
+from distill_jax.progress import duration
 from distill_jax.recipe import setting
 from distill_jax.report import ablation_tables
 from distill_jax.report.ablation_tables import ALL_ON
@@ -59,7 +60,7 @@ def run(
     dry_run: bool = False,
     devices: Any = None,
     how: str | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = cli.say,
 ) -> list[dj.Result]:
     """Distils and scores all variants that have no row yet.
 

@@ -19,8 +19,7 @@ from typing import Any
 
 from distill_jax import active, checkpoints, data, queries
 from distill_jax.active import Rounds, Training, annotation
-from distill_jax.compare import duration
-from distill_jax.progress import Bars
+from distill_jax.progress import Bars, duration
 from distill_jax.recipe import setting
 from distill_jax.report import curves, page, pages
 from distill_jax.results import Result
@@ -108,7 +107,7 @@ def run(
     overwrite: bool = False,
     dry_run: bool = False,
     show: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = cli.say,
 ) -> list[Result]:
     """Runs each query with each seed, and writes down every round.
 

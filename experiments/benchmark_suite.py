@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import distill_jax as dj
 from distill_jax import data, estimate, results
-from distill_jax.compare import Group, check_budgets, compare, duration, plan, rows_of
+from distill_jax.compare import Group, check_budgets, compare, plan, rows_of
 from distill_jax.methods import (
     Settings,
     check_fair,
@@ -22,6 +22,7 @@ from distill_jax.methods import (
     percent_of_train,
 )
 from distill_jax.models import MODELS
+from distill_jax.progress import duration
 from distill_jax.report import suite_tables, tables
 from distill_jax.report.suite_tables import GROUPS
 from distill_jax.train import Judge
@@ -219,7 +220,7 @@ def run(
     estimates: bool = True,
     devices: Any = None,
     how: str | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = cli.say,
 ) -> list[dj.Result]:
     """Makes the rows that nobody has made or is making, until none is left.
 

@@ -47,7 +47,7 @@ def run(
     known: Sequence[str | Path] = (),
     dry_run: bool = False,
     devices: Any = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = cli.say,
 ) -> list[claims.Claim]:
     """Trains what transfer needs, if asked to, and answers the claims.
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import distill_jax as dj
 from distill_jax import data, parallel, results
-from distill_jax.loop import Interrupted, Progress
 from distill_jax.models import MODELS
 from distill_jax.recipe import Inner, Meta, Recipe, Start, best_recipe, setting
+from distill_jax.signals import Interrupted
 from distill_jax.task import Task, model_maker, told
 
 
@@ -363,6 +363,12 @@ def join() -> tuple[parallel.Devices, str | None]:
     return parallel.parse_devices(f.devices or default), f.parallel
 
 
+def say(text: str) -> None:
+    """Prints, on the first of several hosts."""
+    if parallel.is_first_process():
+        print(text, flush=True)
+
+
 def compile_cache(folder: str | Path) -> None:
     """Keeps compiled programs in a run's folder, unless the environment says where.
 
@@ -372,55 +378,6 @@ def compile_cache(folder: str | Path) -> None:
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "compiled"))
-
-
-def memory() -> str:
-    """The most that this process has held so far."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return "unknown"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return f"{peak / (2**30 if sys.platform == 'darwin' else 2**20):.1f} GB at its peak"
-
-
-@contextmanager
-def tensorboard(folder: Path | None) -> Iterator[Callable[[Progress], None]]:
-    """Writes what validations report for TensorBoard, if there is a folder."""
-    if folder is None:
-        yield lambda progress: None
-        return
-    from tensorboardX import SummaryWriter
-
-    def report(progress: Progress) -> None:
-        for name, value in (progress.row or {}).items():
-            if name != "step" and value is not None:
-                writer.add_scalar(name, value, progress.step)
-
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
-        yield report
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a table to print."""
-    lines = [
-        f"{'':16} {'model':12} {'training':9} {'labels':6} {'examples':>9} "
-        f"{'accuracy':>15} {'relative':>9}"
-    ]
-    for row in rows:
-        sd, share, size = (
-            row[name] for name in ("accuracy_sd", "relative_accuracy", "bytes")
-        )
-        accuracy = f"{row['accuracy_mean']:.1%}" + (
-            "" if sd is None else f" ± {sd:.1%}"
-        )
-        lines.append(
-            f"{row['method']:16} {row['model']:12} {row['training'] or '':9} "
-            f"{row['labels'] or '':6} {row['examples']:>9,} {accuracy:>15} "
-            f"{'' if share is None else f'{share:.1%}':>9}"
-            + ("" if size is None else f"   {size:,} bytes")
-        )
-    return "\n".join(lines)
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def run(
     rows: str | Path,
     out: str | Path | None = None,
     devices: Any = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = cli.say,
 ) -> list[results.Result]:
     """Trains on each form, scores it on validation and test, and appends the rows.
 

@@ -16,13 +16,14 @@ from typing import Any
 
 import distill_jax as dj
 from distill_jax import methods as how_made
-from distill_jax.compare import check_budgets, compare, line, plan, rows_of
+from distill_jax import parallel
+from distill_jax.compare import check_budgets, compare, plan, rows_of
 from distill_jax.data.resplit import pooled
 from distill_jax.estimate import told as estimate
 from distill_jax.methods import GROUPS, named_methods
 from distill_jax.recipe import setting
 from distill_jax.report import page, pages, verdict
-from distill_jax.results import read
+from distill_jax.results import line, read
 from distill_jax.train import Judge
 
 from . import cli, presets
@@ -62,7 +63,7 @@ def run(
     show: bool = False,
     devices: Any = None,
     how: str | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = cli.say,
 ) -> list[dj.Result]:
     """Makes the rows that are not there yet, and compares.
 
@@ -131,6 +132,8 @@ def run(
         devices=devices,
         say=say,
     )
+    if not parallel.is_first_process():
+        return found
     last = "\n" + summary(found)
     if preset == "anonymous2022":
         say(last)

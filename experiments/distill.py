@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 import distill_jax as dj
-from distill_jax import artifact, checkpoints, parallel, stored
-from distill_jax.compare import compare, duration, saved, selected
+from distill_jax import artifact, checkpoints, parallel, results, stored
+from distill_jax.compare import compare, saved, selected
 from distill_jax.distill import (
     build,
     check_same_run,
@@ -26,6 +26,7 @@ from distill_jax.distill import (
     start_of,
     timed,
 )
+from distill_jax.progress import duration, memory, tensorboard
 from distill_jax.recipe import setting
 from distill_jax.report import page, pages, plots
 from distill_jax.task import fixed
@@ -66,7 +67,7 @@ def run(
     show: bool = False,
     devices: Any = None,
     how: str | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = cli.say,
 ) -> list[dj.Result]:
     """Distils, scores everything on test, and writes it all down.
 
@@ -105,14 +106,14 @@ def run(
     whole, step = timed(task, recipe, setup)
     say(
         f"Estimate: {duration(whole)} ({step:.3g} s a meta-step), then the baselines; "
-        f"memory so far {cli.memory()}."
+        f"memory so far {memory()}."
     )
     if dry_run:
         return []
     if overwrite:
         shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    with cli.tensorboard(out if wanted.tensorboard else None) as report:
+    with tensorboard(out if wanted.tensorboard else None) as report:
         found = distill(
             task,
             recipe,
@@ -142,13 +143,15 @@ def run(
         [n / task.num_classes],
         protocol=protocol,
         lines=lines,
-        rows=rows if parallel.is_first_process() else None,
+        rows=rows,
         experiment="distill",
         preset=preset,
         devices=devices,
         say=say,
     )
-    say("\n" + cli.table(found_rows))
+    say("\n" + results.table(found_rows))
+    if not parallel.is_first_process():
+        return found_rows
     drawn = ""
     try:
         with pages.after_rows(rows, "the same command with --resume"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import distill_jax as dj
-from distill_jax import artifact, stored
+from distill_jax import artifact, results, stored
 from distill_jax.compare import compare, saved
 from distill_jax.recipe import setting
 from distill_jax.task import model_maker, with_model
@@ -51,7 +51,7 @@ def run(
     rows: Path,
     dry_run: bool = False,
     devices: Any = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = cli.say,
 ) -> list[dj.Result]:
     """Trains on the artefact in each way, scores on test, and appends the rows.
 
@@ -102,7 +102,7 @@ def run(
             devices=devices,
             say=say,
         )
-    say(f"\n{cli.table(made)}\n\nRows: {rows}")
+    say(f"\n{results.table(made)}\n\nRows: {rows}")
     return made
 
 

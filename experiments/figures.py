@@ -49,7 +49,9 @@ class Settings:
             raise ValueError(f"--inits must be at least 2, got {self.inits}")
 
 
-def run(values: Mapping[str, Any], *, say: Callable[[str], None] = print) -> list[Path]:
+def run(
+    values: Mapping[str, Any], *, say: Callable[[str], None] = cli.say
+) -> list[Path]:
     """Draws what the rows and runs allow.
 
     Args:

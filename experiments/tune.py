@@ -58,7 +58,7 @@ def run(
     out: Path,
     rows: Path,
     dry_run: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = cli.say,
 ) -> Tuning | None:
     """Goes on with a study, and says how to distil with the best settings.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from distill_jax.evaluate import standard
 from jax.test_util import check_grads
 
 from distill_jax import gradients
@@ -19,7 +20,6 @@ from distill_jax.core import (
     unroll,
     unrolled,
 )
-from distill_jax.evaluate import standard
 from distill_jax.types import Batch, Distilled
 from distill_jax.windows import train_window
 from tests.tiny import LOSS, MODEL, OBJECTIVE, B, C, D, E, L, S, problem, real_batch

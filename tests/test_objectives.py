@@ -10,10 +10,6 @@ import numpy as np
 import optax
 import pytest
 import safetensors.numpy
-from jax.test_util import check_grads
-
-from distill_jax import data, objectives
-from distill_jax.core import meta_grad, meta_init, meta_step, unroll
 from distill_jax.evaluate import (
     accuracies,
     native,
@@ -21,6 +17,12 @@ from distill_jax.evaluate import (
     padded,
     standard,
 )
+from experiments.experts import curve as experts_curve
+from experiments.experts import of_task as experts_of_task
+from jax.test_util import check_grads
+
+from distill_jax import data, objectives
+from distill_jax.core import meta_grad, meta_init, meta_step, unroll
 from distill_jax.gradients import chunked, mixed_mode
 from distill_jax.losses import cross_entropy
 from distill_jax.models import bag, text_cnn
@@ -39,8 +41,6 @@ from distill_jax.objectives import (
 from distill_jax.parallel import pmap_meta_step
 from distill_jax.task import prepare
 from distill_jax.types import Distilled
-from experiments.experts import curve as experts_curve
-from experiments.experts import of_task as experts_of_task
 
 S, E, B, L, D, C, H = 2, 2, 3, 3, 4, 3, 5
 VECTORS = np.random.default_rng(0).normal(size=(9, D))
