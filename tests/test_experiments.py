@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import distill_jax as dj
-from distill_jax import artifact, data, objectives, stored
+from distill_jax import artifact, data, methods, objectives, stored
 from distill_jax import results as result_rows
 from distill_jax.checkpoints import latest_step
 from distill_jax.data.samples import installed
@@ -422,6 +422,7 @@ def test_a_preset_names_only_flags(kind):
     from experiments import compare
 
     groups = [cli.Corpus, distill.Settings, compare.Settings, dj.Protocol, *cli.RECIPE]
+    groups.append(methods.Settings)
     known = {cli.flag_of(field) for group in groups for field in cli.fields_of(group)}
     for values in getattr(presets, kind).values():
         assert set(values) <= known

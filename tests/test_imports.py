@@ -38,7 +38,7 @@ ALLOWED = {
     "gradients": _of("types"),
     "losses": _of("types"),
     "models": _of("types"),
-    "results": _of("schema"),
+    "results": _of("progress schema"),
     "starts": _of("selection types"),
     "compact": _of("artifact types"),
     "objectives": _of("core losses types"),
@@ -74,15 +74,15 @@ ALLOWED = {
     "forms": _of("artifact compact fit results sources train types"),
     "measured": _of("artifact recipe results sources stored task train"),
     "variants": _of("recipe sources"),
-    "estimate": _of("compare distill names recipe sources task train"),
+    "estimate": _of("compare distill names progress recipe sources task train"),
     "methods": _of("compare queries recipe selection sources task train"),
     "report": _of(
         "decode fit forms measured results schema scores sources statistics "
         "task train types"
     ),
     "tune": _of(
-        "compare distill fit loop names recipe results schema selection space "
-        "study task"
+        "compare distill fit loop names progress recipe results schema selection "
+        "space study task"
     ),
     "transfer": _of(
         "compare estimate measured methods names parallel report results "

@@ -138,8 +138,11 @@ def test_an_experiment_of_the_wheel_runs_in_another_folder(wheel, tmp_path):
 
 def test_flags_and_names_reach_the_module(wheel, tmp_path):
     done = run(wheel, tmp_path, "-m", "distill_jax", "tables", "--help")
-    assert "Writes the README's tables" in done.stdout and "--[no]check" in done.stdout
-    done = run(wheel, tmp_path, "-m", "distill_jax", "tables", "--readme=none.md")
+    assert (
+        "Writes the tables of README.md and docs" in done.stdout
+        and "--[no]check" in done.stdout
+    )
+    done = run(wheel, tmp_path, "-m", "distill_jax", "tables", "--pages=none.md")
     assert done.returncode == 1 and "none.md" in done.stderr
 
 
@@ -148,7 +151,7 @@ def test_a_checkout_runs_the_same_from_any_folder(tmp_path):
     (tmp_path / "experiments" / "__init__.py").write_text("")
     run = "-m", "distill_jax", "tables", "--help"
     done = python(*run, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert "Writes the README's tables" in done.stdout, done.stderr
+    assert "Writes the tables of README.md and docs" in done.stdout, done.stderr
     assert str(ROOT / "experiments" / "tables.py") in done.stdout
 
 

@@ -97,7 +97,7 @@ def headline(results: dict[str, list[Row]]) -> str:
         and row["preset"] is None
         and row["split"] == "test"
         and row["theta_0"] in ("random", None)
-        and row["config"].get("num_meta_steps", math.inf) >= HEADLINE_META_STEPS
+        and _meta_steps(row) >= HEADLINE_META_STEPS
         and (row["method"] != "distilled" or row["labels"] == "soft")
         and (row["method"] == "distilled" or row["training"] in ("standard", None))
     ]
@@ -139,6 +139,14 @@ def headline(results: dict[str, list[Row]]) -> str:
         f"{markdown.span(counted, 'num_inits')} random θ0 and "
         f"{markdown.span(counted, 'num_seeds')} seed(s).\n\n"
     )
+
+
+def _meta_steps(row: Row) -> float:
+    """Those of the distillation; any number where nothing was distilled."""
+    config = row["config"]
+    source = config.get("settings", {}).get("method", {}).get("source", {})
+    meta = source.get("recipe", {}).get("meta", {})
+    return config.get("num_meta_steps", meta.get("steps", math.inf))
 
 
 def first_rows(results: dict[str, list[Row]]) -> str:
