@@ -1,5 +1,6 @@
 """What all labels are worth without a network of ours: TF-IDF + logistic regression."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +18,17 @@ class Baseline(NamedTuple):
     tuned: dict[str, Any]
 
 
-def tfidf(dataset: Dataset) -> Baseline:
+def tfidf(
+    dataset: Dataset,
+    report: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Baseline:
     """Logistic regression on TF-IDF of words and pairs of words, on all of train.
 
     The penalty is the best on validation; test is read once.
+
+    Args:
+        dataset: the corpus.
+        report: told `(what, done, of how many)`.
     """
     import warnings
 
@@ -37,13 +45,15 @@ def tfidf(dataset: Dataset) -> Baseline:
     # One thread: sums over several are not the same from run to run.
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for penalty in PENALTIES:
+        for done, penalty in enumerate(PENALTIES):
+            report("TF-IDF", done, len(PENALTIES))
             model = LogisticRegression(C=penalty, max_iter=300)
             model.fit(train, dataset.train.labels)
             found = np.asarray(model.predict(validation))
             score = float(np.mean(found == dataset.validation.labels))
             if best is None or score > best[0]:
                 best = (score, model)
+    report("TF-IDF", len(PENALTIES), len(PENALTIES))
     assert best is not None
     predicted = best[1].predict(weigh.transform(dataset.test.texts))
     accuracy = float(np.mean(predicted == dataset.test.labels))

@@ -364,7 +364,7 @@ def _line_row(
     elif group.name == "tfidf":
         from distill_jax.baselines import tfidf
 
-        found = tfidf(task.dataset)
+        found = tfidf(task.dataset, judge.report)
         accuracies = np.array([[found.accuracy]])
         config |= {"tuned": found.tuned, "validation_accuracy": found.validation}
         more["theta_0"] = None

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -687,6 +688,29 @@ def test_ctrl_c_saves_and_says_how_to_go_on(corpus, tmp_path):
     assert last.startswith("To go on: python -m experiments.distill --model=bag")
     assert last.endswith("--resume") and f"--out={out}" in last  # can be pasted
     assert "Traceback" not in err and not (tmp_path / "r.jsonl").exists()
+
+
+def test_two_processes_make_one_run(corpus, tmp_path):
+    """Of four devices each: the theta_0 are shared, and one of them writes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    few = {"num_inits": 8, "num_meta_steps": 10}
+    flags = [*as_flags(few), f"--coordinator=localhost:{port}", "--num_processes=2"]
+    both = [
+        start(corpus, tmp_path / "run", *flags, f"--process_id={k}") for k in (1, 0)
+    ]
+    said = [process.communicate(timeout=240) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "Rows: " in said[1][0] and "Rows: " not in said[0][0]
+    rows = result_rows.read(tmp_path / "r.jsonl")
+    alone = Run(corpus, tmp_path / "alone", **few).rows
+    assert len(rows) == len(alone)
+    for row, other in zip(rows, alone, strict=True):
+        if row["method"] != "distilled":
+            assert row["accuracies"] == other["accuracies"], row["method"]
+        else:  # another order of a sum
+            assert abs(row["accuracy_mean"] - other["accuracy_mean"]) < 0.1
 
 
 # Evaluation
