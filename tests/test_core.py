@@ -20,7 +20,7 @@ from distill_jax.core import (
     unrolled,
 )
 from distill_jax.evaluate import standard
-from distill_jax.types import Batch, Distilled
+from distill_jax.types import Batch, Distilled, Loss
 from distill_jax.windows import train_window
 from tests.tiny import LOSS, MODEL, OBJECTIVE, B, C, D, E, L, S, problem, real_batch
 
@@ -431,7 +431,7 @@ def test_the_frozen_part_of_a_network_is_done_once_and_not_at_each_step():
     def frozen_loss(theta, batch, route=None):
         return LOSS(theta, batch)
 
-    frozen_loss.frozen = squared
+    frozen_loss = Loss(frozen_loss, frozen=squared)
 
     def plain_loss(theta, batch, route=None):
         return LOSS(theta, batch.replace(x=batch.x**2))
