@@ -24,15 +24,13 @@ import importlib.util
 import os
 import re
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import meta_step
-from distill_jax import results as rows_lib
-from distill_jax.results import Row
+from benchmarks import common, meta_step
+from benchmarks.common import Row, show
 
 if TYPE_CHECKING:
     from benchmarks.flops import Flops
@@ -235,10 +233,10 @@ def row_of(
     measured_bytes: int | None = None,
 ) -> Row:
     """A row of what was compiled, and of what was measured if anything was."""
-    kind = devices[0].device_kind
-    here = rows_lib.device()
+    measured_on = common.measured_on()
+    here = measured_on["device"]
     if devices[0].platform != "cpu":
-        here = f"{len(devices)} x {kind}"
+        here = f"{len(devices)} x {devices[0].device_kind}"
     return {
         "config": name,
         "kind": MEASURED if topology is None else ANALYSED,
@@ -261,14 +259,9 @@ def row_of(
         "measured_bytes": measured_bytes,
         "all_reduces": program.all_reduces,
         "compile_seconds": program.compile_seconds,
-        "commit": rows_lib.commit(),
+        "commit": measured_on["commit"],
         "device": here if topology is None else f"none; compiled for {here}",
     }
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Is that what the device, or the compiler for it, says?"""
-    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def measure(
@@ -304,38 +297,26 @@ def measure(
         raise ValueError(f"repeats must be 1 or more, got {repeats}")
     if not devices:
         raise ValueError("devices must be one or more, got none")
-    found: list[Row] = []
     with jax.default_matmul_precision(precision):
         # More than one thread: by wall time, on a CPU too.
-        peak = meta_step.matmul_peak(threads=2, size=matmul_size)
+        peak = common.matmul_peak(threads=2, size=matmul_size)
         print(f"peak of a matrix product: {peak / 1e12:.3f} Tflop/s, {precision}")
-        for name, config in configs.items():
-            for n in sorted(theta_0s):
-                if n % len(devices):
-                    print(f"{name}: {len(devices)} devices do not divide {n} theta_0")
-                    continue
-                sized = dataclasses.replace(config, num_theta_0=n)
-                try:
-                    program = compile_step(sized, devices)
-                    seconds, used = time_step(program, sized, devices, repeats)
-                except jax.errors.JaxRuntimeError as error:
-                    if not out_of_memory(error):
-                        raise
-                    print(f"{name}: {n} theta_0 do not fit in memory", flush=True)
-                    break
-                row = row_of(
-                    name,
-                    sized,
-                    program,
-                    devices,
-                    precision=precision,
-                    seconds=seconds,
-                    peak=peak,
-                    measured_bytes=used,
-                )
-                found.append(row)
-                _report(row, results)
-    return found
+
+        def row(name, config, program, where):
+            seconds, used = time_step(program, config, devices, repeats)
+            return row_of(
+                name,
+                config,
+                program,
+                devices,
+                precision=precision,
+                seconds=seconds,
+                peak=peak,
+                measured_bytes=used,
+            )
+
+        here = {f"{len(devices)} device(s)": devices}
+        return _rows(configs, theta_0s, here, row, results)
 
 
 def analyse(
@@ -363,32 +344,42 @@ def analyse(
 
     _check(theta_0s, precision)
     chips = {name: topology_devices(name) for name in topologies}
-    found: list[Row] = []
+
+    def row(name, config, program, where):
+        return row_of(
+            name, config, program, chips[where], topology=where, precision=precision
+        )
+
     with jax.default_matmul_precision(precision):
-        for name, config in configs.items():
-            for topology, devices in chips.items():
-                for n in sorted(theta_0s):
-                    if n % len(devices):
-                        print(f"{name}: {topology} does not divide {n} theta_0")
-                        continue
-                    sized = dataclasses.replace(config, num_theta_0=n)
-                    try:
-                        program = compile_step(sized, devices)
-                    except jax.errors.JaxRuntimeError as error:
-                        if not out_of_memory(error):
-                            raise
-                        print(f"{name}: {n} theta_0 do not fit on {topology}")
-                        break
-                    row = row_of(
-                        name,
-                        sized,
-                        program,
-                        devices,
-                        topology=topology,
-                        precision=precision,
-                    )
-                    found.append(row)
-                    _report(row, results)
+        return _rows(configs, theta_0s, chips, row, results)
+
+
+def _rows(configs, theta_0s, places, row, results) -> list[Row]:
+    """Rows of what can be divided over a place's devices and fits in their memory."""
+    import jax
+
+    found: list[Row] = []
+    for name, config in configs.items():
+        for where, devices in places.items():
+            for n in sorted(theta_0s):
+                if n % len(devices):
+                    print(f"{name}: {n} theta_0 cannot be divided over {where}")
+                    continue
+                sized = dataclasses.replace(config, num_theta_0=n)
+                try:
+                    one = row(name, sized, compile_step(sized, devices), where)
+                except jax.errors.JaxRuntimeError as error:
+                    if "RESOURCE_EXHAUSTED" not in str(error):
+                        raise
+                    print(f"{name}: {n} theta_0 do not fit in the memory of {where}")
+                    break
+                print(
+                    f"{name}, {n} theta_0: compiled in {one['compile_seconds']:.1f} s "
+                    f"for {one['topology'] or one['device']}",
+                    flush=True,
+                )
+                common.append(results, [one])
+                found.append(one)
     return found
 
 
@@ -426,27 +417,13 @@ def _check(theta_0s: Sequence[int], precision: str) -> None:
         )
 
 
-def _report(row: Row, results: str | Path | None) -> None:
-    print(
-        f"{row['config']}, {row['num_theta_0']} theta_0: compiled in "
-        f"{row['compile_seconds']:.1f} s for {row['topology'] or row['device']}",
-        flush=True,
-    )
-    if results is not None:
-        rows_lib.append(results, [row])
-
-
 def table(rows: Sequence[Row]) -> str:
     """The rows as text; flops and bytes are of one device."""
     heads = (
         "configuration theta_0 devices on seconds Gflop Gflop/s of_peak peak_MB "
         "measured_MB all_reduces compile_s"
-    ).split()
-    lines = [list[str](heads)]
-
-    def show(value: float | None, form: str, scale: float = 1.0) -> str:
-        return "-" if value is None else format(value / scale, form)
-
+    )
+    lines = []
     for row in rows:
         speed, peak = row["flops_per_second"], row["peak_flops_per_second"]
         lines.append(
@@ -465,14 +442,7 @@ def table(rows: Sequence[Row]) -> str:
                 show(row["compile_seconds"], ".1f"),
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    return common.columns(heads, lines)
 
 
 def _no_tpu_here() -> bool:
@@ -491,14 +461,11 @@ def _numbers(texts: Sequence[str]) -> list[int]:
 
 
 def main(argv: list[str]) -> None:
-    from absl import app, flags, logging
+    from absl import flags
 
-    if argv[1:]:
-        raise app.UsageError(f"no arguments but flags, got {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)
     f = flags.FLAGS
-    try:
-        names = meta_step.chosen(f.configs, CONFIGS, "configuration")
+    with common.told_in_a_line(argv):
+        names = common.chosen(f.configs, CONFIGS, "configuration")
         theta_0s = _numbers(f.num_theta_0)
         if _no_tpu_here():  # else libtpu, where it is installed, looks for one
             for name, value in NO_TPU.items():
@@ -510,7 +477,7 @@ def main(argv: list[str]) -> None:
         # Compile times are reported.
         jax.config.update("jax_enable_compilation_cache", False)
         configs = {name: Config(**CONFIGS[name]) for name in names}
-        results = f.results if f.append else None
+        results = common.rows_path("accelerator")
         mode = f.mode
         if mode == "auto":
             mode = "analysis" if jax.default_backend() == "cpu" else "measure"
@@ -539,9 +506,6 @@ def main(argv: list[str]) -> None:
                 results=results,
             )
         print(table(found))
-    except (ValueError, OSError, ArithmeticError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def define_flags() -> None:
@@ -568,8 +532,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "matmul_size", MATMUL_SIZE, "Of the product that is the peak.", lower_bound=1
     )
-    flags.DEFINE_string("results", "results/accelerator.jsonl", "File for the rows.")
-    flags.DEFINE_bool("append", True, "Append rows to that file.")
+    common.define_rows("accelerator")
 
 
 if __name__ == "__main__":

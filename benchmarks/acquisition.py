@@ -31,9 +31,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import meta_step
-from distill_jax import results as rows_lib
-from distill_jax.results import Row
+from benchmarks import common
+from benchmarks.common import Row, show
 
 SST5 = 8_544  # sentences in its training split
 _POOL: dict[str, Any] = {
@@ -222,8 +221,8 @@ def measure(
     ready: dict[str, Any] = {n: IMPLEMENTATIONS[n](problem) for n in implementations}
     if "distill_jax" in ready:
         ready["distill_jax"].run()  # a query compiles its own small programs
-    timings = meta_step.time_in_turn(ready, repeats)
-    by_cpu = meta_step.cpu_clock(threads)
+    timings = common.time_in_turn(ready, repeats)
+    by_cpu = common.cpu_clock(threads)
     seconds = {n: t.cpu if by_cpu else t.wall for n, t in timings.items()}
     del ready
     torch_seconds = seconds.get("torch_reference")
@@ -247,9 +246,8 @@ def measure(
                 "peak_bytes": used.peak,
                 "compiled_peak_bytes": used.compiled_peak,
                 "call_bytes": used.call,
-                "commit": rows_lib.commit(),
-                "device": rows_lib.device(),
             }
+            | common.measured_on()
         )
     return rows
 
@@ -258,32 +256,20 @@ def table(rows: Sequence[Row]) -> str:
     """The rows as text."""
     heads = (
         "configuration implementation seconds torch/this peak_MB compiled_MB call_MB"
-    ).split()
-    lines = [list[str](heads)]
-    for row in rows:
-
-        def show(value, form, scale=1.0):
-            return "-" if value is None else format(value / scale, form)
-
-        lines.append(
-            [
-                row["config"],
-                row["implementation"],
-                show(row["seconds_median"], ".3f"),
-                show(row["ratio_to_torch"], ".2f"),
-                show(row["peak_bytes"], ".0f", 1e6),
-                show(row["compiled_peak_bytes"], ".0f", 1e6),
-                show(row["call_bytes"], ".0f", 1e6),
-            ]
-        )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
     )
+    lines = [
+        [
+            row["config"],
+            row["implementation"],
+            show(row["seconds_median"], ".3f"),
+            show(row["ratio_to_torch"], ".2f"),
+            show(row["peak_bytes"], ".0f", 1e6),
+            show(row["compiled_peak_bytes"], ".0f", 1e6),
+            show(row["call_bytes"], ".0f", 1e6),
+        ]
+        for row in rows
+    ]
+    return common.columns(heads, lines, left=2)
 
 
 def verdicts(rows: Sequence[Row]) -> str:
@@ -349,27 +335,16 @@ def run(
         problems: by name. Where there is no network, only `distill_jax` is measured.
         implementations: names in `acquirers.IMPLEMENTATIONS`.
         repeats: calls that are timed.
-        threads: that the process is pinned to, see `meta_step.pin`.
+        threads: that the process is pinned to, see `common.pin`.
         results: file the rows are appended to, as they come; none if None.
 
     Raises:
         ValueError: on an unknown implementation or no repeats.
         ArithmeticError: if two implementations disagree.
     """
-    import jax
-
     from benchmarks.acquirers import IMPLEMENTATIONS
 
-    if repeats < 1:
-        raise ValueError(f"repeats must be 1 or more, got {repeats}")
-    names = meta_step.chosen(implementations, IMPLEMENTATIONS, "implementation")
-    if jax.default_backend() != "cpu":
-        print(f"PyTorch runs on CPUs here, not beside {jax.default_backend()}")
-        names = [n for n in names if not n.startswith("torch")]
-    if any(n.startswith("torch") for n in names):
-        import torch
-
-        torch.set_num_threads(threads)
+    names = common.runnable(implementations, IMPLEMENTATIONS, threads)
     rows = []
     for name, problem in problems.items():
         print(name, flush=True)
@@ -377,8 +352,7 @@ def run(
         here = [n for n in names if has_network or n == "distill_jax"]
         found = measure(name, problem, here, repeats=repeats, threads=threads)
         rows += found
-        if results is not None:
-            rows_lib.append(results, found)
+        common.append(results, found)
     print(table(rows))
     print(verdicts(rows))
     return rows
@@ -393,15 +367,12 @@ def corpus_tokens(path: str, length: int) -> Any:
 
 
 def main(argv: list[str]) -> None:
-    from absl import app, flags, logging
+    from absl import flags
 
-    if argv[1:]:
-        raise app.UsageError(f"no arguments but flags, got {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)
     f = flags.FLAGS
-    try:
-        names = meta_step.chosen(f.configs, CONFIGS, "configuration")
-        threads = meta_step.pin(f.threads)
+    with common.told_in_a_line(argv):
+        names = common.chosen(f.configs, CONFIGS, "configuration")
+        threads = common.pin(f.threads)
         import jax
 
         from benchmarks.acquirers import Config, draw
@@ -420,14 +391,8 @@ def main(argv: list[str]) -> None:
             f.implementations,
             repeats=f.repeats,
             threads=threads,
-            results=f.results if f.append else None,
+            results=common.rows_path("acquisition"),
         )
-    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except ModuleNotFoundError as error:
-        print(f"error: {error}; see the extra `dev`", file=sys.stderr)
-        sys.exit(1)
 
 
 def define_flags() -> None:
@@ -445,8 +410,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("repeats", 3, "Calls that are timed.", lower_bound=1)
     flags.DEFINE_integer("threads", 1, "Cores to use.", lower_bound=1)
-    flags.DEFINE_string("results", "results/acquisition.jsonl", "File for the rows.")
-    flags.DEFINE_bool("append", True, "Append rows to that file.")
+    common.define_rows("acquisition")
 
 
 if __name__ == "__main__":

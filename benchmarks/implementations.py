@@ -14,15 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.common import SCALE, VOCABULARY, WIDTH
 from benchmarks.flops import Flops, count_jaxpr
-from benchmarks.meta_step import WIDTH
 from distill_jax import core, gradients, losses
 from distill_jax.models import MODELS
 from distill_jax.types import Batch, Distilled, Model
 
-VOCABULARY = 10_000  # words
 CHUNK = 64  # real examples in one forward and backward pass
-SCALE = 0.3  # of a word vector's entries, as in GloVe; at 1 the unroll diverges
 STEP_SIZE = 0.02
 
 

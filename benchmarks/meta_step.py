@@ -15,23 +15,17 @@ Flops are exact for the program as written (`benchmarks.flops`), products and ot
 arithmetic together; temporary bytes are the compiler's.
 """
 
-import dataclasses
 import math
-import os
-import statistics
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill_jax import results as rows_lib
-from distill_jax.results import Row
+from benchmarks import common
+from benchmarks.common import WIDTH, Row, Timing, show
 
 if TYPE_CHECKING:
     from benchmarks.implementations import Compiled, Config
 
-WIDTH = 100  # of an embedding
 # As dicts: JAX may be imported only after the process is pinned.
 _KIM = {"model": "kim_cnn", "settings": (("dropout", 0.0),)}
 _SMALL = {"minibatch": 20, "tokens": 56, "real_batch": 256}
@@ -76,57 +70,6 @@ DEFAULT_IMPLEMENTATIONS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Medians in seconds; `wall` and `cpu` are of the same calls."""
-
-    wall: float
-    cpu: float
-
-
-def chosen(names: Sequence[str], known: dict[str, Any], what: str) -> list[str]:
-    """The known names that are asked for by name, by their beginning, or by `all`.
-
-    Raises:
-        ValueError: on a name that is not known.
-    """
-    found: list[str] = []
-    for name in names:
-        exact = [k for k in known if k == name]
-        hits = exact or [k for k in known if name == "all" or k.startswith(name + "_")]
-        if not hits:
-            raise ValueError(
-                f"unknown {what} {name!r}, known: all, {', '.join(sorted(known))}"
-            )
-        found += [k for k in hits if k not in found]
-    return found
-
-
-def pin(threads: int) -> int:
-    """Keeps this process on its first `threads` cores. Call it before JAX is imported.
-
-    Returns:
-        The threads it may use from now on.
-
-    Raises:
-        ValueError: if it may not use that many cores, or JAX is here already.
-    """
-    if threads < 1:
-        raise ValueError(f"threads must be 1 or more, got {threads}")
-    if "jax" in sys.modules or "torch" in sys.modules:
-        raise ValueError("pin before jax or torch is imported: their threads are made")
-    if not hasattr(os, "sched_setaffinity"):
-        print("this system cannot pin a process: XLA may use every core")
-        return threads
-    allowed = sorted(os.sched_getaffinity(0))
-    if threads > len(allowed):
-        raise ValueError(
-            f"threads is {threads}, but this process may use {len(allowed)} cores"
-        )
-    os.sched_setaffinity(0, set(allowed[:threads]))
-    return threads
-
-
 def departures(ours: Any, theirs: Any) -> dict[str, tuple[float, float]]:
     """How far results are apart: median and largest `|a - b| / max|b|` of each part."""
     import numpy as np
@@ -159,21 +102,6 @@ def agree(results: dict[str, Any]) -> None:
             )
 
 
-def time_in_turn(compiled: "dict[str, Compiled]", repeats: int) -> dict[str, Timing]:
-    """Median wall and CPU seconds of each, called in turn `repeats` times."""
-    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in compiled}
-    for _ in range(repeats):
-        for name, one in compiled.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            one.run()
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            seen[name].append((wall, cpu))
-    return {
-        name: Timing(*map(statistics.median, zip(*times, strict=True)))
-        for name, times in seen.items()
-    }
-
-
 def measure(
     name: str,
     config: "Config",
@@ -185,22 +113,20 @@ def measure(
     """Rows of one configuration, with both clocks by implementation.
 
     Raises:
-        ValueError: on an unknown implementation or no repeats.
+        ValueError: if repeats is below 1.
         ArithmeticError: if two implementations disagree.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be 1 or more, got {repeats}")
     import jax
 
     from benchmarks.implementations import IMPLEMENTATIONS, draw
 
     problem = draw(config)
-    compiled: dict[str, Compiled] = {}
-    for each in chosen(implementations, IMPLEMENTATIONS, "implementation"):
-        compiled[each] = IMPLEMENTATIONS[each](problem)
+    compiled: dict[str, Compiled] = {
+        each: IMPLEMENTATIONS[each](problem) for each in implementations
+    }
     agree({each: one.run() for each, one in compiled.items()})
-    timings = time_in_turn(compiled, repeats)
-    by_cpu = cpu_clock(threads)
+    timings = common.time_in_turn(compiled, repeats)
+    by_cpu = common.cpu_clock(threads)
     seconds = {each: t.cpu if by_cpu else t.wall for each, t in timings.items()}
     torch_seconds = seconds.get("torch_reference")
     rows = [
@@ -219,35 +145,11 @@ def measure(
             "flops": one.flops and one.flops.total,
             "temp_bytes": one.temp_bytes,
             "compile_seconds": one.compile_seconds,
-            "commit": rows_lib.commit(),
-            "device": rows_lib.device(),
         }
+        | common.measured_on()
         for each, one in compiled.items()
     ]
     return rows, timings
-
-
-def cpu_clock(threads: int) -> bool:
-    """Is CPU time what the rows hold? On one thread it is; see the top of this file."""
-    import jax
-
-    return threads == 1 and jax.default_backend() == "cpu"
-
-
-def matmul_peak(threads: int = 1, size: int = 1024, repeats: int = 10) -> float:
-    """Flops a second of the fastest of several float32 products, by the rows' clock."""
-    import jax
-    import jax.numpy as jnp
-
-    clock = time.process_time if cpu_clock(threads) else time.perf_counter
-    a = jnp.ones((size, size), jnp.float32)
-    product = jax.jit(lambda a, b: a @ b).lower(a, a).compile()
-    best = math.inf
-    for _ in range(repeats):
-        start = clock()
-        product(a, a).block_until_ready()
-        best = min(best, clock() - start)
-    return 2 * size**3 / best
 
 
 def table(rows: Sequence[Row], peak: float, walls: Sequence[float]) -> str:
@@ -255,14 +157,10 @@ def table(rows: Sequence[Row], peak: float, walls: Sequence[float]) -> str:
     heads = (
         "configuration implementation seconds wall torch/this temp_MB Gflop of_peak "
         "compile_s"
-    ).split()
-    lines = [list[str](heads)]
+    )
+    lines = []
     for row, wall in zip(rows, walls, strict=True):
         of_peak = row["flops"] and row["flops"] / row["seconds_median"] / peak
-
-        def show(value, form, scale=1.0):
-            return "-" if value is None else format(value / scale, form)
-
         lines.append(
             [
                 row["config"],
@@ -276,14 +174,7 @@ def table(rows: Sequence[Row], peak: float, walls: Sequence[float]) -> str:
                 show(row["compile_seconds"], ".1f"),
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    return common.columns(heads, lines, left=2)
 
 
 def growth(rows: Sequence[Row]) -> str:
@@ -327,22 +218,13 @@ def run(
         configs: by name. `distill_jax_dense` is left out where it does not apply.
         implementations: names in `IMPLEMENTATIONS`.
         repeats: calls that are timed.
-        threads: that the process is pinned to, see `pin`.
+        threads: that the process is pinned to, see `common.pin`.
         results: file the rows are appended to, as they come; none if None.
     """
-    import jax
-
     from benchmarks.implementations import IMPLEMENTATIONS
 
-    names = chosen(implementations, IMPLEMENTATIONS, "implementation")
-    if "torch_reference" in names and jax.default_backend() != "cpu":
-        print(f"torch_reference runs on CPUs, not beside {jax.default_backend()}")
-        names.remove("torch_reference")
-    if "torch_reference" in names:
-        import torch
-
-        torch.set_num_threads(threads)
-    peak = matmul_peak(threads)
+    names = common.runnable(implementations, IMPLEMENTATIONS, threads)
+    peak = common.matmul_peak(threads)
     rows, walls = [], []
     for name, config in configs.items():
         print(name, flush=True)
@@ -350,45 +232,36 @@ def run(
         found, timings = measure(name, config, here, repeats=repeats, threads=threads)
         rows += found
         walls += [timings[row["implementation"]].wall for row in found]
-        if results is not None:
-            rows_lib.append(results, found)
+        common.append(results, found)
     print(table(rows, peak, walls))
-    print(f"peak of a matrix product: {peak / 1e9:.1f} Gflop/s on {rows_lib.device()}")
+    where = common.measured_on()["device"]
+    print(f"peak of a matrix product: {peak / 1e9:.1f} Gflop/s on {where}")
     return rows
 
 
 def main(argv: list[str]) -> None:
-    from absl import app, flags, logging
+    from absl import flags
 
-    if argv[1:]:
-        raise app.UsageError(f"no arguments but flags, got {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)
     f = flags.FLAGS
-    known = MEMORY_CONFIGS if f.memory else CONFIGS
-    try:
-        names = chosen(f.configs, known, "configuration")
-        threads = pin(f.threads)
+    with common.told_in_a_line(argv):
+        known = MEMORY_CONFIGS if f.memory else CONFIGS
+        names = common.chosen(f.configs, known, "configuration")
+        threads = common.pin(f.threads)
         import jax
 
         from benchmarks.implementations import Config
 
         # Compile times are measured.
         jax.config.update("jax_enable_compilation_cache", False)
-        implementations = f.implementations
-        if f.memory:
-            implementations = ["distill_jax_nested"]
         rows = run(
             {name: Config(**known[name]) for name in names},
-            implementations,
+            ["distill_jax_nested"] if f.memory else f.implementations,
             repeats=f.repeats,
             threads=threads,
-            results=f.results if f.append else None,
+            results=common.rows_path("meta_step"),
         )
         if f.memory:
             print(growth(rows))
-    except (ValueError, OSError, ArithmeticError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def define_flags() -> None:
@@ -403,9 +276,8 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("repeats", 7, "Calls that are timed.", lower_bound=1)
     flags.DEFINE_integer("threads", 1, "Cores to use.", lower_bound=1)
-    flags.DEFINE_string("results", "results/meta_step.jsonl", "File for the rows.")
-    flags.DEFINE_bool("append", True, "Append rows to that file.")
     flags.DEFINE_bool("memory", False, "Memory of nested recomputation against T.")
+    common.define_rows("meta_step")
 
 
 if __name__ == "__main__":

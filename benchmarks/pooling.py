@@ -6,11 +6,10 @@
 products; which one wins is a matter of the device. Two minutes on one core.
 """
 
-import sys
 from collections.abc import Sequence
 
-from benchmarks import meta_step
-from distill_jax.results import Row
+from benchmarks import common, meta_step
+from benchmarks.common import Row
 
 POOLING = {"distill_jax": "winners", "distill_jax_dense": "dense"}
 
@@ -37,16 +36,13 @@ def verdict(rows: Sequence[Row]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    from absl import app, flags, logging
+    from absl import flags
 
-    if argv[1:]:
-        raise app.UsageError(f"no arguments but flags, got {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)
     f = flags.FLAGS
     known = {k: v for k, v in meta_step.CONFIGS.items() if k.startswith("text_cnn")}
-    try:
-        names = meta_step.chosen(f.configs, known, "configuration")
-        threads = meta_step.pin(f.threads)
+    with common.told_in_a_line(argv):
+        names = common.chosen(f.configs, known, "configuration")
+        threads = common.pin(f.threads)
         from benchmarks.implementations import Config
 
         rows = meta_step.run(
@@ -56,9 +52,6 @@ def main(argv: list[str]) -> None:
             threads=threads,
         )
         print(verdict(rows))
-    except (ValueError, ArithmeticError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def define_flags() -> None:

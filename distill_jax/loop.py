@@ -1,8 +1,9 @@
-"""The host loop: batches in, meta-step, validate, checkpoint, resume. No maths.
+"""The host loop: rows in, meta-steps, validate, checkpoint, resume. No maths.
 
-Everything the loop does at a step depends on the step alone: its keys, its batch, and
+Everything the loop does at a step depends on the step alone: its keys, its rows, and
 whether it validates, saves or reports. So a run that was killed and resumed does what
-it would have done.
+it would have done. How many steps a dispatch takes follows the clock and changes no bit
+of the result.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import json
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import checkpoints as ckpt
-from distill_jax.parallel import StepFn, on_any_host
+from distill_jax.parallel import MetaSteps, first_says, on_any_host
 from distill_jax.types import Batch, MetaInfo, MetaState
 
 # No meta-step ever has this number.
 _VALIDATION = np.uint32(2**32 - 1)
+
+REPORT_EVERY = 10  # meta-steps, unless told otherwise
+
+# Of a dispatch: a signal waits for its end.
+_SECONDS = 0.5
 
 
 class NonFiniteMetaGradient(ArithmeticError):
@@ -52,7 +59,7 @@ class Schedule:
         num_meta_steps: how many in all.
         validate_every: also validated before the first and after the last step.
         checkpoint_every: also saved before the first and after the last step.
-        report_every: how often the losses are fetched from the device.
+        report_every: how often `report` is called; a dispatch takes no more steps.
         max_skipped_in_a_row: meta-gradients that are not finite, before giving up.
         select_from: the first that may be the best; at most `num_meta_steps`.
     """
@@ -60,7 +67,7 @@ class Schedule:
     num_meta_steps: int
     validate_every: int
     checkpoint_every: int
-    report_every: int = 10
+    report_every: int = REPORT_EVERY
     max_skipped_in_a_row: int = 5
     select_from: int = 0
 
@@ -75,6 +82,12 @@ class Schedule:
                 f"select_from must be at most the {self.num_meta_steps} meta-steps, "
                 f"got {self.select_from}"
             )
+
+    def until_event(self, step: int) -> int:
+        """Meta-steps from `step` to the next that validates, saves or reports."""
+        every = (self.validate_every, self.checkpoint_every, self.report_every)
+        ahead = [e - step % e for e in every]
+        return min(*ahead, self.num_meta_steps - step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +137,10 @@ class DistillResult:
 
 
 def distill(
-    step_fn: StepFn,
+    steps: MetaSteps,
     state: MetaState,
-    next_batch: Callable[[int], Batch],
+    next_rows: Callable[[int], np.ndarray],
+    train: Batch,
     validate: Callable[[Any, jax.Array], float],
     schedule: Schedule,
     *,
@@ -139,13 +153,17 @@ def distill(
 ) -> DistillResult:
     """Takes meta-steps, keeps the best distilled data, saves, and resumes.
 
-    Ctrl-C and SIGTERM end the run after the meta-step at hand, with a checkpoint; a
-    second one ends it at once.
+    Ctrl-C and SIGTERM end the run after the dispatch at hand, with a checkpoint; a
+    second one ends it at once. A dispatch takes half a second, or one meta-step where
+    that is longer; with several hosts, up to `report_every` meta-steps, as their
+    clocks differ.
 
     Args:
-        step_fn: `(state, keys [N], batch) -> (state, info)`, from `parallel`.
+        steps: from `parallel.meta_steps`.
         state: from `core.meta_init`. It is copied, not donated.
-        next_batch: the real batch of a meta-step, a pure function of its number.
+        next_rows: `(k) -> integers [R]`, the rows of `train` that are the real batch of
+            meta-step k, a pure function of its number; R is the same for all.
+        train: the real examples `[N, ...]`, put on the devices once.
         validate: `(distilled, key) -> accuracy` in [0, 1], on validation data only.
             The key is the same each time, so that accuracies compare.
         schedule: when to do what.
@@ -162,7 +180,8 @@ def distill(
 
     Raises:
         ValueError: for a checkpoint of another run or shape; a folder that already
-            has a run, without `resume`; `resume` without a folder.
+            has a run, without `resume`; `resume` without a folder; rows that `train`
+            does not have.
         NonFiniteMetaGradient: after `max_skipped_in_a_row` skipped meta-steps.
         Interrupted: after Ctrl-C or SIGTERM.
         checkpoints.CheckpointNotSaved: on a full disk. The last checkpoint survives.
@@ -214,22 +233,23 @@ def distill(
             row = validated()
             save()
             report(progress([], row))
-        pending: list[MetaInfo] = []  # still on the device: fetching waits for it
+        train = steps.place(train)
         losses: list[float] = []
+        at_once = 1
         while step < schedule.num_meta_steps:
-            keys = jax.random.split(jax.random.fold_in(key, step), num_inits)
-            state, info = step_fn(state, keys, next_batch(step))
-            pending.append(info)
-            step += 1
+            n = min(at_once, schedule.until_event(step))
+            rows = _rows(next_rows, step, n, schedule.report_every, len(train.y))
+            began = time.perf_counter()
+            state, infos = steps.run(state, key, rows, n, train, num_inits)
+            infos = _unstacked(jax.device_get(infos))[:n]  # waits
+            at_once = _next_size(n, time.perf_counter() - began, schedule.report_every)
+            losses += record.take(infos, state, step, schedule, checkpoints)
+            step += n
             at_end = step == schedule.num_meta_steps
             validates = at_end or step % schedule.validate_every == 0
             saves = at_end or step % schedule.checkpoint_every == 0
             reports = validates or step % schedule.report_every == 0
             stops = on_any_host(bool(caught))
-            if not (saves or reports or stops):
-                continue
-            losses += record.fetch(pending, state, step, schedule, checkpoints)
-            pending = []
             row = validated() if validates else None
             if saves or stops:
                 save()
@@ -264,11 +284,10 @@ class _Record:
         names = [f.name for f in dataclasses.fields(self) if f.name != "best"]
         return {name: getattr(self, name) for name in names}
 
-    def fetch(self, pending, state, step, schedule, folder) -> list[float]:
-        """Takes in the infos of the last steps; gives the losses of the good ones."""
+    def take(self, infos, state, step, schedule, folder) -> list[float]:
+        """Takes in what the steps after `step` report; gives the good losses."""
         losses = []
-        first = step - len(pending) + 1
-        for k, info in enumerate(jax.device_get(pending), start=first):
+        for k, info in enumerate(infos, start=step + 1):
             loss, norm = float(info.meta_loss), float(info.grad_norm)
             leaves = map(bool, jax.tree.leaves(info.finite))
             if math.isfinite(loss) and math.isfinite(norm) and all(leaves):
@@ -307,6 +326,34 @@ class _Record:
         return row
 
 
+def _rows(next_rows, step: int, n: int, most: int, num_examples: int) -> np.ndarray:
+    """The rows of `n` steps, `[most, R]`: one shape, so one program."""
+    rows = np.stack([np.asarray(next_rows(k)) for k in range(step, step + n)])
+    if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.integer):
+        raise ValueError(
+            f"next_rows must return integers [R], got {rows.dtype} "
+            f"{list(rows.shape[1:])}"
+        )
+    if rows.size and not 0 <= rows.min() <= rows.max() < num_examples:
+        raise ValueError(
+            f"next_rows must return rows in 0 .. {num_examples - 1}, got "
+            f"{rows.min()} .. {rows.max()} from step {step}"
+        )
+    return np.pad(rows, [(0, most - n), (0, 0)])
+
+
+def _next_size(n: int, seconds: float, most: int) -> int:
+    """How many steps to take at once, after `n` in so many `seconds`."""
+    if jax.process_count() > 1:
+        return most  # the same on every host
+    return max(1, min(most, int(n * _SECONDS / seconds)))
+
+
+def _unstacked(infos: MetaInfo) -> list[MetaInfo]:
+    leaves, structure = jax.tree.flatten(infos)
+    return [structure.unflatten(one) for one in zip(*leaves, strict=True)]
+
+
 def _to_host(tree):
     """A copy in numpy: a view would keep the step from reusing the donated state."""
     return jax.tree.map(np.array, jax.device_get(tree))
@@ -341,13 +388,27 @@ def _last_checkpoint(folder: str | Path | None, resume: bool) -> int | None:
         if resume:
             raise ValueError("resume needs the folder of the checkpoints, got None")
         return None
-    last = ckpt.latest_step(folder)
+    last = _agreed_last_step(folder)
     if last is not None and not resume:
         raise ValueError(
             f"{folder} already has a run, at step {last}: resume it, or use another "
             "folder"
         )
     return last
+
+
+def _agreed_last_step(folder: str | Path) -> int | None:
+    """Process 0 says whether there is one: reading it is a collective."""
+    if not first_says(Path(folder).is_dir()):
+        return None
+    if not Path(folder).is_dir():
+        raise ValueError(
+            f"process 0 sees the checkpoints in {folder}, process "
+            f"{jax.process_index()} does not: use a folder that all hosts share"
+        )
+    last = ckpt.latest_step(folder)
+    last = first_says(-1 if last is None else last)
+    return None if last < 0 else last
 
 
 def _restored(folder, state: MetaState, settings) -> tuple[MetaState, _Record]:

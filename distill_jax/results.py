@@ -1,326 +1,207 @@
-"""What an experiment leaves behind: one JSON object a line in `results/*.jsonl`.
+"""What an experiment leaves behind: one JSON object a line in a `.jsonl` file.
 
-The same fields everywhere, in the order of EXPERIMENT_FIELDS (distillations and
-evaluations), of these with COMPARE_FIELDS (comparisons) or ACTIVE_FIELDS (rounds of
-active learning) after them, of SPEED_FIELDS (timings), ACQUISITION_FIELDS,
-ACCELERATOR_FIELDS or TUNE_FIELDS (trials of a tuner). Files are only ever appended to.
-
-Units: accuracies are fractions in [0, 1]; `fraction_of_train` likewise; `seconds` is
-wall time; `ratio_to_torch` is the reference's seconds over this row's, so above 1 is
-faster; `accuracies` are `[seeds][inits]` in a comparison, `[inits]` in a round. Where
-a field has no meaning for a row (the labels of `majority`, say) it is
-null, if its name is in NULLABLE.
+`build` makes the row of an experiment, `append` and `read` are the file, `newest`,
+`find` and `same` say which row counts. Files are only ever appended to, so a row
+further down is newer. What a row holds is `schema`'s.
 """
 
 import json
-import math
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-Row = dict[str, Any]
+from distill_jax.schema import Row, check, fields_of
 
-_NUMBER = (int, float)
-EXPERIMENT_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "experiment": str,
-    "preset": str,
-    "dataset": str,
-    "model": str,
-    "method": str,
-    "examples": int,
-    "examples_per_class": _NUMBER,
-    "fraction_of_train": _NUMBER,
-    "bytes": int,
-    "labels": str,
-    "theta_0": str,
-    "training": str,
-    "selected_on": str,
-    "split": str,
-    "accuracy_mean": _NUMBER,
-    "accuracy_sd": _NUMBER,
-    "num_inits": int,
-    "num_seeds": int,
-    "full_accuracy_mean": _NUMBER,
-    "relative_accuracy": _NUMBER,
-    "majority_accuracy": _NUMBER,
-    "seconds": _NUMBER,
-    "device": str,
-    "commit": str,
-    "command": str,
-    "config": dict,
-}
-# After EXPERIMENT_FIELDS: where distilled and real sets are compared.
-COMPARE_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "accuracies": list,
-    "interval": list,
-    "chance_corrected": _NUMBER,
-    "labels_read": int,
-    "compute_seconds": _NUMBER,
-}
-# After EXPERIMENT_FIELDS: one round of active learning.
-ACTIVE_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "round": int,
-    "seed": int,
-    "num_labelled": int,
-    "n_tied_at_cut": int,
-    "accuracies": list,
-}
-SPEED_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "config": (str, dict),
-    "implementation": str,
-    "T": int,
-    "minibatch": int,
-    "tokens": int,
-    "real_batch": int,
-    "num_theta_0": int,
-    "threads": int,
-    "backend": str,
-    "seconds_median": _NUMBER,
-    "ratio_to_torch": _NUMBER,
-    "flops": _NUMBER,
-    "temp_bytes": int,
-    "compile_seconds": _NUMBER,
-    "commit": str,
-    "device": str,
-}
-# Timings of acquisition: sizes that a task does not have are null.
-ACQUISITION_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "config": str,
-    "implementation": str,
-    "items": int,
-    "passes": int,
-    "length": int,
-    "features": int,
-    "classes": int,
-    "picks": int,
-    "threads": int,
-    "backend": str,
-    "seconds_median": _NUMBER,
-    "ratio_to_torch": _NUMBER,
-    "peak_bytes": int,
-    "compiled_peak_bytes": int,
-    "call_bytes": int,
-    "commit": str,
-    "device": str,
-}
-# A meta-step on an accelerator, or compiled for one: `kind` says which. Flops and
-# bytes are of one device. Where nothing was run, `step_seconds`, the two speeds and
-# `measured_bytes` are null; where something was, `topology` is.
-ACCELERATOR_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "config": str,
-    "kind": str,
-    "topology": str,
-    "backend": str,
-    "parallel": str,
-    "num_devices": int,
-    "num_theta_0": int,
-    "T": int,
-    "minibatch": int,
-    "tokens": int,
-    "real_batch": int,
-    "precision": str,
-    "step_seconds": _NUMBER,
-    "flops": int,
-    "matmul_flops": int,
-    "flops_per_second": _NUMBER,
-    "peak_flops_per_second": _NUMBER,
-    "peak_bytes": int,
-    "measured_bytes": int,
-    "all_reduces": int,
-    "compile_seconds": _NUMBER,
-    "commit": str,
-    "device": str,
-}
-# One trial of a tuner. `reports` are `[when, accuracy]`: meta-steps, or real sets.
-TUNE_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "experiment": str,
-    "study": str,
-    "trial": int,
-    "state": str,
-    "dataset": str,
-    "model": str,
-    "method": str,
-    "examples": int,
-    "params": dict,
-    "accuracy_mean": _NUMBER,
-    "best_step": int,
-    "reports": list,
-    "split": str,
-    "num_inits": int,
-    "num_seeds": int,
-    "seconds": _NUMBER,
-    "device": str,
-    "commit": str,
-    "command": str,
-    "config": dict,
-}
-NULLABLE = frozenset(
-    "preset bytes labels theta_0 training selected_on accuracy_sd full_accuracy_mean "
-    "relative_accuracy majority_accuracy ratio_to_torch flops temp_bytes "
-    "compile_seconds chance_corrected n_tied_at_cut passes length features "
-    "classes picks call_bytes compiled_peak_bytes topology step_seconds "
-    "flops_per_second peak_flops_per_second measured_bytes best_step".split()
-)
-CHOICES = {
-    "kind": ("measured", "compile-time analysis"),
-    "split": ("test", "validation"),
-    "selected_on": ("test", "validation"),
-    "labels": ("hard", "soft"),
-    "theta_0": ("fixed", "random"),
-    "training": ("native", "standard"),
-    "state": ("complete", "pruned", "not_finite"),
-}
-FRACTIONS = (
-    "fraction_of_train",
-    "accuracy_mean",
-    "accuracy_sd",
-    "full_accuracy_mean",
-    "majority_accuracy",
-)
-POSITIVE = (
-    "num_devices",
-    "step_seconds",
-    "flops_per_second",
-    "peak_flops_per_second",
-    "measured_bytes",
-    "items",
-    "passes",
-    "length",
-    "features",
-    "classes",
-    "picks",
-    "peak_bytes",
-    "compiled_peak_bytes",
-    "num_inits",
-    "num_seeds",
-    "T",
-    "minibatch",
-    "tokens",
-    "real_batch",
-    "num_theta_0",
-    "threads",
-    "seconds_median",
-    "ratio_to_torch",
-)
-NOT_NEGATIVE = (
-    "matmul_flops",
-    "all_reduces",
-    "call_bytes",
-    "trial",
-    "best_step",
-    "examples",
-    "examples_per_class",
-    "bytes",
-    "seconds",
-    "flops",
-    "temp_bytes",
-    "compile_seconds",
-    "labels_read",
-    "compute_seconds",
-    "round",
-    "seed",
-    "num_labelled",
-    "n_tied_at_cut",
-)
+_Row = TypeVar("_Row", bound=Row)
 
 
-def fields_of(row: Row) -> dict[str, type | tuple[type, ...]]:
-    """The fields that a row must have, told by those it has."""
-    if "topology" in row:
-        return ACCELERATOR_FIELDS
-    if "trial" in row:
-        return TUNE_FIELDS
-    if "implementation" in row:
-        return ACQUISITION_FIELDS if "peak_bytes" in row else SPEED_FIELDS
-    if not row.keys().isdisjoint(COMPARE_FIELDS.keys() - ACTIVE_FIELDS.keys()):
-        return EXPERIMENT_FIELDS | COMPARE_FIELDS
-    if not row.keys().isdisjoint(ACTIVE_FIELDS):
-        return EXPERIMENT_FIELDS | ACTIVE_FIELDS
-    return EXPERIMENT_FIELDS
+class Result(dict[str, Any]):
+    """A row whose fields are attributes too: `result.accuracy_mean`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(
+                f"no field {name!r} in this row, it has: {', '.join(self)}"
+            ) from None
 
 
-def check(row: Row) -> None:
-    """Raises ValueError, naming the field, if a row is not as the schema says."""
-    fields = fields_of(row)
-    missing = [name for name in fields if name not in row]
-    unknown = [name for name in row if name not in fields]
-    if missing or unknown:
+def build(
+    *,
+    experiment: str,
+    dataset: str,
+    model: str,
+    method: str,
+    examples: int,
+    num_classes: int,
+    num_train: int,
+    accuracies: Any,
+    labels: str | None,
+    training: str | None,
+    theta_0: str | None = "random",
+    bytes: int | None = None,
+    preset: str | None = None,
+    selected_on: str | None = "validation",
+    split: str = "test",
+    full: float | None = None,
+    majority: float | None = None,
+    seconds: float,
+    config: Mapping[str, Any],
+    data: str | None = None,
+    **more: Any,
+) -> Result:
+    """The row of an experiment: what it is told, and what follows from it.
+
+    Args:
+        experiment, dataset, model, method: names.
+        examples: how many labelled examples were trained on.
+        num_classes, num_train: C, and the examples of the corpus' train split.
+        accuracies: `[seeds, inits]`, or `[inits]` of one seed, in [0, 1].
+        labels, training, theta_0: of `schema.CHOICES`; None where nothing is trained.
+        bytes: what the set takes; None where that has no meaning.
+        full, majority: accuracies of all training data and of the commonest class.
+        seconds: wall time.
+        config: the settings, as JSON has them.
+        data: sha256 of what was read, see `schema.DATA_FIELDS`; a row without it is
+            never the answer for a later run.
+        more: the further fields of a comparison (`interval`, `chance_corrected`, ...)
+            or of a round of active learning (`round`, `seed`, ...), all but
+            `accuracies`.
+
+    Returns:
+        The row, its fields in the order of the schema.
+
+    Raises:
+        ValueError: naming the field that is not as the schema says.
+    """
+    values = np.atleast_2d(accuracies)
+    mean = float(values.mean())
+    row = {
+        "experiment": experiment,
+        "preset": preset,
+        "dataset": dataset,
+        "model": model,
+        "method": method,
+        "examples": examples,
+        "examples_per_class": examples / num_classes,
+        "fraction_of_train": examples / num_train,
+        "bytes": bytes,
+        "labels": labels,
+        "theta_0": theta_0,
+        "training": training,
+        "selected_on": selected_on,
+        "split": split,
+        "accuracy_mean": mean,
+        "accuracy_sd": float(values.std(ddof=1)) if values.size > 1 else None,
+        "num_inits": values.shape[1],
+        "num_seeds": values.shape[0],
+        "full_accuracy_mean": full or None,
+        "relative_accuracy": mean / full if full else None,
+        "majority_accuracy": majority,
+        "seconds": seconds,
+        "device": device(),
+        "commit": commit(),
+        "command": command(),
+        "config": dict(config),
+    } | more
+    if "accuracies" in fields_of(row):
+        of_one = "round" in row and len(values) == 1
+        row["accuracies"] = (values[0] if of_one else values).tolist()
+    if data is not None:
+        row["data"] = data
+    check(row)
+    return Result((name, row[name]) for name in fields_of(row))
+
+
+def newest(rows: Iterable[_Row], *key: str | Callable[[_Row], Any]) -> list[_Row]:
+    """Of rows that agree in the key, the last one; in the order of the first ones.
+
+    Args:
+        rows: oldest first.
+        key: fields, or functions of a row.
+    """
+    found: dict[tuple, _Row] = {}
+    for row in rows:
+        found[tuple(_hashable(k(row) if callable(k) else row[k]) for k in key)] = row
+    return list(found.values())
+
+
+def grouped(rows: Iterable[_Row], *key: str) -> dict[tuple, list[_Row]]:
+    """The rows by the values of these fields, in the order they first came."""
+    groups: dict[tuple, list[_Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(_hashable(row[k]) for k in key), []).append(row)
+    return groups
+
+
+def find(rows: Iterable[_Row], **wanted: Any) -> _Row | None:
+    """The newest row that has all these values, or None.
+
+    A row for a run to go on from is asked for with its `data`, see `same`.
+
+    Args:
+        rows: oldest first.
+        wanted: values by field; of `config` the given settings alone count.
+    """
+    found = None
+    for row in rows:
+        if _agrees(row, wanted):
+            found = row
+    return found
+
+
+def same(row: Row, wanted: Mapping[str, Any]) -> bool:
+    """Whether a row answers a run: all wanted values are equal, `data` among them.
+
+    Rows of before `data` was written name their corpus only, and two files can have
+    one name: they answer no run.
+
+    Raises:
+        ValueError: if `wanted` does not say which data.
+    """
+    if not wanted.get("data"):
         raise ValueError(
-            "; ".join(
-                f"a row's {what} fields: {', '.join(names)}"
-                for what, names in (("missing", missing), ("unknown", unknown))
-                if names
-            )
+            "a wanted row must name its `data`: the sha256 of what is read"
         )
-    for name, kind in fields.items():
-        value: Any = row[name]
-        if value is None and name in NULLABLE:
-            continue
-        if value is None or isinstance(value, bool) or not isinstance(value, kind):
-            raise ValueError(f"{name} must be {_names(kind)}, got {value!r}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}")
-        if name in CHOICES and value not in CHOICES[name]:
-            raise ValueError(f"{name} must be one of {CHOICES[name]}, got {value!r}")
-        if name in FRACTIONS and not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {value}")
-        if name in POSITIVE and not value > 0:
-            raise ValueError(f"{name} must be above 0, got {value}")
-        if name in NOT_NEGATIVE and not value >= 0:
-            raise ValueError(f"{name} must not be negative, got {value}")
-    if "kind" in row and (row["kind"] == "measured") != (row["topology"] is None):
-        raise ValueError(
-            f"topology must be null if measured, and only then: {row['kind']}, "
-            f"got {row['topology']!r}"
-        )
-    if "kind" in row and (row["topology"] is None) == (row["step_seconds"] is None):
-        raise ValueError(
-            "step_seconds must be null if nothing was run, and only then: "
-            f"{row['kind']}, got {row['step_seconds']}"
-        )
-    _check_lists(row)
-    full: Any = row.get("full_accuracy_mean")
-    relative: Any = row.get("relative_accuracy")
-    if (full is None) != (relative is None):
-        raise ValueError("full_accuracy_mean and relative_accuracy come together")
-    if full and not math.isclose(relative, row["accuracy_mean"] / full, abs_tol=1e-4):
-        raise ValueError(
-            f"relative_accuracy {relative} is not accuracy_mean / full_accuracy_mean "
-            f"= {row['accuracy_mean'] / full:.4f}"
-        )
+    return _agrees(row, wanted)
 
 
-def _check_lists(row: Row) -> None:
-    """The accuracies are of the shape the row says, and give its mean."""
-    if "accuracies" not in row:
-        return
-    in_round = "round" in row
-    shape = (row["num_inits"],) if in_round else (row["num_seeds"], row["num_inits"])
-    try:
-        values = np.array(row["accuracies"], float)
-    except (TypeError, ValueError):
-        values = np.array(math.nan)
-    if values.shape != shape or not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(
-            f"accuracies must be numbers in [0, 1] of the shape {list(shape)}"
-        )
-    if not math.isclose(values.mean(), row["accuracy_mean"], abs_tol=1e-4):
-        raise ValueError(
-            f"accuracy_mean {row['accuracy_mean']} is not that of the accuracies, "
-            f"{values.mean():.4f}"
-        )
-    interval = row.get("interval", [0, 1])
-    if len(interval) != 2 or not all(isinstance(v, _NUMBER) for v in interval):
-        raise ValueError(f"interval must be [low, high], got {interval}")
-    if not 0 <= interval[0] <= interval[1] <= 1:
-        raise ValueError(f"interval must be ordered and in [0, 1], got {interval}")
+def _agrees(row: Row, wanted: Mapping[str, Any]) -> bool:
+    """As they would be in a file: paths cut, tuples as lists."""
+    for name, value in wanted.items():
+        if name not in row:
+            return False
+        there, value = portable(row[name]), portable(value)
+        if name == "config":
+            there = {key: there[key] for key in value if key in there}
+        if there != value:
+            return False
+    return True
+
+
+def _hashable(value: Any) -> Hashable:
+    return (
+        json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
+    )
+
+
+def place(name: str, *, publish: bool = False, given: str | Path | None = None) -> Path:
+    """Where a run appends its rows: `runs/NAME.jsonl`, unless told otherwise.
+
+    Args:
+        name: of the experiment.
+        publish: to the rows of the project instead, `results/NAME.jsonl`.
+        given: a file of the user's choice, before both.
+    """
+    return Path(given or f"{'results' if publish else 'runs'}/{name}.jsonl")
 
 
 def append(path: str | Path, rows: Iterable[Row]) -> None:
@@ -366,7 +247,7 @@ def append(path: str | Path, rows: Iterable[Row]) -> None:
         os.close(descriptor)
 
 
-def read(path: str | Path) -> list[Row]:
+def read(path: str | Path) -> list[Result]:
     """All rows of a file, oldest first; none if there is no file.
 
     Raises:
@@ -378,7 +259,7 @@ def read(path: str | Path) -> list[Row]:
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = Result(json.loads(line))
             check(row)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
@@ -389,7 +270,8 @@ def read(path: str | Path) -> list[Row]:
 def commit() -> str:
     """Short hash of this checkout, "+dirty" if code differs from it, or "unknown".
 
-    Files under `results` do not count: appending a row must not taint the next.
+    Files under `results` do not count: appending a row must not taint the next. A
+    package that is installed in someone else's checkout does not take its hash.
     """
     here = Path(__file__).parents[1]
 
@@ -399,6 +281,7 @@ def commit() -> str:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", str(Path(__file__)))
         head = git("rev-parse", "--short", "HEAD")
         changed = git(
             "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"
@@ -428,9 +311,12 @@ def command(argv: Sequence[str] | None = None) -> str:
     """
     program, *arguments = sys.argv if argv is None else argv
     script = Path(program)
-    folder = script.resolve().parent
-    if script.suffix == ".py" and folder.parent == Path(__file__).resolve().parents[1]:
-        start = ["python", "-m", f"{folder.name}.{script.stem}"]
+    folder, package = script.resolve().parent, Path(__file__).resolve().parent
+    if folder == package / "experiments":  # in a wheel
+        start = ["python", "-m", "distill_jax", script.stem]
+    elif script.suffix == ".py" and folder.parent == package.parent:
+        inside = [] if script.stem == "__main__" else [script.stem]
+        start = ["python", "-m", ".".join([folder.name, *inside])]
     else:
         start = ["python", script.name]
     return shlex.join([*start, *(portable(argument) for argument in arguments)])
@@ -456,8 +342,3 @@ def _shortened(match: re.Match[str]) -> str:
     if path.is_relative_to(Path.cwd()) and path != Path.cwd():
         return str(path.relative_to(Path.cwd()))
     return path.name
-
-
-def _names(kind: type | tuple[type, ...]) -> str:
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    return " or ".join(k.__name__ for k in kinds)

@@ -611,7 +611,7 @@ def main(argv: list[str]) -> None:
         if f.readme:
             # Its flags are others, so it is a process of its own.
             command = [sys.executable, "-m", "experiments.tables"]
-            command += [f"--readme={f.readme}", f"--results={place.results.parent}"]
+            command += [f"--pages={f.readme}", f"--results={place.results.parent}"]
             if subprocess.run(command).returncode:
                 raise ValueError(f"the tables of {f.readme} were not written; rows are")
 

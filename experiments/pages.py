@@ -1,290 +1,26 @@
-"""The page of an experiment: one HTML file that needs nothing else.
+"""The page of a comparison or of active learning, made again from rows alone.
 
-Each experiment writes its own, as report.html in its --out. From rows alone, without
-training anything, that of a comparison or of active learning is made again by
-
-    python -m experiments.pages --results=results/compare.jsonl --out=report.html
-
-Of rows that measure the same thing, the newest counts.
+python -m experiments.pages --results=results/compare.jsonl --out=report.html
 """
 
-import csv
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from absl import app, flags
 
-from distill_jax import results as result_rows
-from distill_jax.decode import nearest_words
-from distill_jax.report import page, verdict
-from distill_jax.results import Row
-from experiments.running import told_in_a_line
+from distill_jax.report import page, pages
+from distill_jax.results import read
 
-if TYPE_CHECKING:
-    from distill_jax.task import Task
-    from distill_jax.types import Distilled
-
-NAME = "report.html"
-_NEAREST = 5  # words shown for each row of a sentence
-_LONGEST = 400  # characters of a sentence on the page; asked.csv has them all
-_MOST_ASKED = 5_000  # sentences; if there are more, those of each query's first seed
-_ASKED = ("round", "id", "score", "label", "text")
-# What runs of active learning may differ in, and be drawn together.
-_FREE = "dataset data_dir download query seed seeds full".split()
-
-
-class NotDrawn(OSError):
-    """A page or a figure is missing; the rows of the run are not."""
-
-
-@contextmanager
-def after_rows(results: str | Path, again: str) -> Iterator[None]:
-    """Around what is drawn when the rows of a run are in their file.
-
-    Args:
-        results: that file.
-        again: how to draw once more.
-
-    Raises:
-        NotDrawn: for a full disk, among others; it says where the rows are.
-    """
-    try:
-        yield
-    except (ArithmeticError, ImportError, OSError, ValueError) as error:
-        raise NotDrawn(
-            f"the rows are in {results}, but not all was drawn: {error}. To draw it "
-            f"again: {again}"
-        ) from error
-
-
-def of_run(
-    task: "Task",
-    distilled: "Distilled",
-    history: Sequence[dict[str, Any]],
-    rows: Sequence[Row],
-) -> page.Page:
-    """The page of a distillation.
-
-    Args:
-        task: what it learned from.
-        distilled: what it learned.
-        history: of its validations, with `step` and `accuracy`.
-        rows: its results, and of the real examples beside it.
-    """
-    table, x = task.vectors.table, np.asarray(distilled.x)
-    # Sentences are as large as the scaled vectors; their cosine is the same to both.
-    known = int(np.any(table, axis=1).sum())
-    words = task.vectors.vocabulary.words
-    return page.page_of_run(
-        [result_rows.portable(row) for row in rows],
-        steps=[found["step"] for found in history],
-        accuracies=[found["accuracy"] for found in history],
-        lr=np.asarray(distilled.lr),
-        y=np.asarray(distilled.y),
-        label_names=task.dataset.label_names,
-        nearest=nearest_words(x, table, words, min(_NEAREST, known)),
-    )
-
-
-def of_comparison(rows: Sequence[Row]) -> page.Page:
-    """The page of a comparison, with who wins at each budget.
-
-    Args:
-        rows: of `experiments.compare`, of any corpora and networks, and one preset.
-
-    Raises:
-        ValueError: for rows of another kind.
-    """
-    for number, row in enumerate(rows, 1):
-        if not {"inits", "validation_accuracy"} <= row["config"].keys():
-            raise ValueError(
-                f"row {number} is of experiments.{row['experiment']}, not of "
-                "experiments.compare: its config lacks inits or validation_accuracy"
-            )
-    key = "dataset model method labels training examples_per_class".split()
-    cells = {tuple(row[k] for k in key): row for row in rows}
-    newest = [result_rows.portable(row) for row in cells.values()]
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in newest:
-        groups.setdefault((row["dataset"], row["model"]), []).append(row)
-    answers = [
-        page.Verdict(
-            dataset=dataset,
-            model=model,
-            examples_per_class=found.examples_per_class,
-            distilled=verdict.name_of(found.distilled),
-            rival=verdict.name_of(found.real),
-            difference=found.found.difference,
-            low=found.found.low,
-            high=found.found.high,
-            p_value=found.p_value,
-            answer=found.answer,
-            question=title,
-        )
-        for question, title in verdict.TITLES.items()
-        for (dataset, model), group in groups.items()
-        for found in verdict.verdicts(group, question)
-    ]
-    return page.page_of_comparison(newest, answers)
-
-
-def of_active(rows: Sequence[Row], out: str | Path | None = None) -> page.Page:
-    """The page of active learning.
-
-    Args:
-        rows: of `experiments.active_learning`, of one preset.
-        out: the folder of the run, for the sentences that were asked.
-
-    Raises:
-        ValueError, FileNotFoundError: as `queried`.
-    """
-    asked = queried(rows, out) if out else []
-    if len(asked) > _MOST_ASKED:
-        first = {item.method: item.seed for item in reversed(asked)}
-        asked = [item for item in asked if item.seed == first[item.method]]
-    return page.page_of_active([result_rows.portable(row) for row in rows], asked)
-
-
-def queried(rows: Sequence[Row], out: str | Path) -> list[page.Queried]:
-    """What was asked in a run, in that order, by each query and seed of its rows.
-
-    Args:
-        rows: of the run.
-        out: its folder, with the `asked.csv` of each.
-
-    Raises:
-        FileNotFoundError: if one of these is not there.
-        ValueError: for one that is not as the run wrote it.
-    """
-    found = []
-    for method, seed in dict.fromkeys((row["method"], row["seed"]) for row in rows):
-        path = Path(out) / f"{method}-{seed}" / "asked.csv"
-        for line, item in _read_asked(path):
-            try:
-                score = float(item["score"]) if item["score"] else None
-                number, identity = int(item["round"]), int(item["id"])
-            except ValueError:
-                raise ValueError(
-                    f"{path}, line {line}: round, id and score must be numbers"
-                ) from None
-            text = item["text"]
-            text = text[:_LONGEST] + " …" * (len(text) > _LONGEST)
-            label = item["label"] or None
-            found.append(
-                page.Queried(method, seed, number, identity, text, label, score)
-            )
-    return found
-
-
-def _read_asked(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """The lines of an `asked.csv`, with their numbers; missing cells are empty."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: give the --out of the run that has it")
-    limit = csv.field_size_limit(2**31 - 1)  # a text may be a book
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            table = csv.DictReader(file, restval="")
-            if tuple(table.fieldnames or ()) != _ASKED:
-                raise ValueError(f"{path} must have the columns {', '.join(_ASKED)}")
-            return [(table.line_num, item) for item in table]
-    except csv.Error as error:
-        raise ValueError(f"{path} is not a CSV file: {error}") from None
-    finally:
-        csv.field_size_limit(limit)
-
-
-def of_results(
-    rows: Sequence[Row],
-    *,
-    dataset: str | None = None,
-    model: str | None = None,
-    preset: str | None = None,
-    run: str | Path | None = None,
-    say: Callable[[str], None] = print,
-) -> page.Page:
-    """The page of a file of rows.
-
-    Args:
-        rows: of a comparison, or of active learning.
-        dataset, model: of which ones; all, unless given.
-        preset: of which one; of none, unless given.
-        run: for active learning, the folder of the run with the sentences asked.
-        say: where it is told what was left out.
-
-    Raises:
-        ValueError: if there are no such rows, or of two kinds.
-    """
-    makers = {"compare": of_comparison, "active_learning": of_active}
-    kinds = list(dict.fromkeys(row.get("experiment", "a timing") for row in rows))
-    if len(kinds) != 1 or kinds[0] not in makers:
-        raise ValueError(
-            "a page is made from rows of experiments.compare or of experiments."
-            f"active_learning; these are of: {', '.join(kinds) or 'nothing'}"
-        )
-    if kinds[0] != "active_learning" and run:
-        raise ValueError("--run is for active learning: others ask no one")
-    for field, wanted in (("preset", preset), ("dataset", dataset), ("model", model)):
-        if wanted is not None or field == "preset":
-            kept = [row for row in rows if row[field] == wanted]
-            if not kept:
-                known = dict.fromkeys(row[field] or "(none)" for row in rows)
-                raise ValueError(
-                    f"no row is of the {field} {wanted or '(none)'}; set --{field}; "
-                    f"there are: {', '.join(known)}"
-                )
-            rows = kept
-    if kinds[0] == "compare":
-        return of_comparison(rows)
-    newest = _newest_runs(rows)
-    several = {(row["dataset"], row["model"]) for row in newest}
-    if run and len(several) > 1:
-        raise ValueError(
-            f"--run={run} is of one corpus and network, and the rows are of "
-            f"{len(several)}: give --dataset and --model"
-        )
-    if len(newest) < len(rows):
-        say(f"{len(rows) - len(newest)} rows are of older runs with other settings.")
-    return of_active(newest, run)
-
-
-def _newest_runs(rows: Sequence[Row]) -> list[Row]:
-    """Those with the settings of the last row of their corpus and network."""
-
-    def run_of(row: Row) -> dict[str, Any]:
-        return {k: v for k, v in row["config"].items() if k not in _FREE}
-
-    last = {(row["dataset"], row["model"]): run_of(row) for row in rows}
-    return [row for row in rows if run_of(row) == last[row["dataset"], row["model"]]]
-
-
-def open_in_browser(path: Path, say: Callable[[str], None] = print) -> None:
-    """Shows a page, or says that nothing here can."""
-    if not page.show(path):
-        say(f"There is no browser here: open {path} in one.")
-
-
-def define_open() -> None:
-    """The flag that experiments with a page share."""
-    from absl import flags
-
-    flags.DEFINE_bool("open", False, "Show the page in a browser at the end.")
-    # So that --help lists it.
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["open"])
+from . import cli
 
 
 def main(argv: list[str]) -> None:
     """Runs what the flags say."""
-    from absl import flags
-
     f = flags.FLAGS
-    with told_in_a_line(argv, "experiments.pages", stopped="no page was written"):
+    with cli.told_in_a_line(argv, "pages", stopped="no page was written"):
         if not Path(f.results).is_file():
             raise FileNotFoundError(f"no {f.results}; name a file with --results")
-        made = of_results(
-            result_rows.read(f.results),
+        made = pages.of_results(
+            read(f.results),
             dataset=f.dataset,
             model=f.model,
             preset=f.preset,
@@ -293,24 +29,20 @@ def main(argv: list[str]) -> None:
         path = page.write(f.out, made)
         print(f"Page: {path}")
         if f.open:
-            open_in_browser(path)
+            pages.open_in_browser(path)
 
 
 def define_flags() -> None:
     """The flags of this program."""
-    from absl import flags
-
     flags.DEFINE_string("results", "results/compare.jsonl", "The file of the rows.")
     flags.DEFINE_string("dataset", None, "Of this corpus, as rows name it; or of all.")
     flags.DEFINE_string("model", None, "Of this network; or of all.")
     flags.DEFINE_string("preset", None, "Of this preset; or of rows without one.")
     flags.DEFINE_string("run", None, "Folder of active learning: what was asked.")
-    flags.DEFINE_string("out", NAME, "The page, a .html file.")
-    define_open()
+    flags.DEFINE_string("out", pages.NAME, "The page, a .html file.")
+    flags.DEFINE_bool("open", False, "Show the page in a browser at the end.")
 
 
 if __name__ == "__main__":
-    from absl import app
-
     define_flags()
     app.run(main)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from distill_jax import results as result_rows
+from distill_jax import schema
 from distill_jax.loop import DistillResult, NonFiniteMetaGradient
 from distill_jax.report import ablation_tables
 from experiments import ablation, distill, recipe, running
 from tests.test_experiments import TINY, as_flags, child, write_corpus
-from tests.test_rows import experiment_row
+from tests.test_results import experiment_row
 
 SHORT = TINY | {
     "examples_per_class": 1,
@@ -137,7 +138,7 @@ def test_every_variant_has_a_valid_row(every, whole):
     assert json.loads(json.dumps(result_rows.portable(every[0].added))) == rows
     assert list(whole.rows) == ["all on", FOUR]
     for row in (*rows, *whole.rows.values()):
-        assert set(row) == set(result_rows.EXPERIMENT_FIELDS)
+        assert set(row) == set(schema.EXPERIMENT_FIELDS)
         assert (row["experiment"], row["method"]) == ("ablation", "distilled")
         assert (row["dataset"], row["model"]) == ("articles", "bag")
         assert (row["num_seeds"], row["num_inits"], row["examples"]) == (2, 3, 2)

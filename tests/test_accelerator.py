@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import accelerator
 from benchmarks.implementations import MODELS, Config
-from distill_jax import parallel, results
+from distill_jax import parallel, results, schema
 
 ROOT = Path(__file__).parents[1]
 TINY = {"T": 2, "minibatch": 2, "tokens": 4, "real_batch": 4}
@@ -50,7 +50,7 @@ def test_one_device_is_measured_for_each_number_of_theta_0(tmp_path, capsys):
     path = tmp_path / "results" / "accelerator.jsonl"
     got = measure(jax.devices()[:1], (8, 1), path)
     assert results.read(path) == [json.loads(json.dumps(row)) for row in got]
-    assert list(got[0]) == list(results.ACCELERATOR_FIELDS)
+    assert list(got[0]) == list(schema.ACCELERATOR_FIELDS)
     one, eight = got
     for row, n in ((one, 1), (eight, 8)):
         assert (row["num_theta_0"], row["num_devices"], row["parallel"]) == (
@@ -77,7 +77,7 @@ def test_devices_share_the_theta_0_and_reduce_their_gradients(capsys):
     (alone,) = measure(jax.devices()[:1], (8,))
     (shared,) = measure(jax.devices(), (1, 8))
     assert (shared["parallel"], shared["num_devices"]) == ("pmap", 4)
-    assert "4 devices do not divide 1 theta_0" in capsys.readouterr().out
+    assert "1 theta_0 cannot be divided over 4 device(s)" in capsys.readouterr().out
     assert 4 * shared["matmul_flops"] == alone["matmul_flops"]
     assert shared["peak_bytes"] < alone["peak_bytes"]
     assert shared["all_reduces"] >= 1
@@ -128,7 +128,10 @@ def test_what_does_not_fit_ends_a_configuration(monkeypatch, capsys):
     (row,) = measure(jax.devices()[:1], (1, 4, 8))
     out = capsys.readouterr().out
     assert row["num_theta_0"] == 1
-    assert "tiny: 4 theta_0 do not fit in memory" in out and "8 theta_0" not in out
+    assert (
+        "tiny: 4 theta_0 do not fit in the memory of 1 device(s)" in out
+        and "8 theta_0" not in out
+    )
     monkeypatch.setattr(accelerator, "compile_step", failing("INTERNAL: else", 0))
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         measure(jax.devices()[:1], (1,))
@@ -173,12 +176,12 @@ def test_the_analysis_times_nothing(monkeypatch, tmp_path, capsys):
     assert row["device"].startswith("none; compiled for ")
     assert row["all_reduces"] >= 1 and row["flops"] > 0 and row["peak_bytes"] > 0
     out = capsys.readouterr().out
-    assert "v5e:2x2 does not divide 6 theta_0" in out
+    assert "6 theta_0 cannot be divided over v5e:2x2" in out
     monkeypatch.setattr(
         accelerator, "compile_step", failing("RESOURCE_EXHAUSTED: hbm", 0)
     )
     assert accelerator.analyse({"tiny": BAG}, (8,), topologies=["v5e:2x2"]) == []
-    assert "8 theta_0 do not fit on v5e:2x2" in capsys.readouterr().out
+    assert "8 theta_0 do not fit in the memory of v5e:2x2" in capsys.readouterr().out
 
 
 def test_rows_are_either_measured_or_analysed():
@@ -290,7 +293,7 @@ def test_the_table_shows_shares_of_the_peak():
 )
 def test_errors_take_one_line(flag, message):
     run = subprocess.run(
-        [sys.executable, "-m", "benchmarks.accelerator", flag, "--noappend"],
+        [sys.executable, "-m", "benchmarks.accelerator", flag],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import acquirers, acquisition
+from benchmarks import acquirers, acquisition, common
 from benchmarks.acquirers import IMPLEMENTATIONS, Config, Problem, draw
 from distill_jax import results, selection
 
@@ -46,7 +46,7 @@ def result(name, passes, dropout):
 @pytest.mark.parametrize("name", ["distill_jax_dense", *TORCH])
 def test_without_dropout_all_are_equal(name):
     if name in TORCH:
-        pytest.importorskip("torch")
+        pytest.importorskip("torch", reason="PyTorch is the extra torch")
     got, ours = result(name, 2, 0.0), result("distill_jax", 2, 0.0)
     assert got.shape == (2, 6, 3) and got.dtype == np.float64
     np.testing.assert_allclose(got, ours, atol=1e-12)
@@ -57,7 +57,7 @@ def test_without_dropout_all_are_equal(name):
 @pytest.mark.parametrize("name", TORCH)
 def test_dropout_is_of_the_same_law(name):
     """Means over many passes agree, and passes do not."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="PyTorch is the extra torch")
     torch.manual_seed(0)
     ours, theirs = (np.exp(result(n, 2000, 0.5)) for n in ("distill_jax", name))
     error = np.sqrt((ours.var(0) + theirs.var(0)) / 2000)
@@ -102,7 +102,7 @@ def test_picks_are_those_of_the_queries():
 
 
 def test_a_run_writes_valid_rows(tmp_path, capsys, monkeypatch):
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch is the extra torch")
     memory = {
         "mc_dropout": acquisition.Memory(2**29, 2**20, 2**28),
         "k_center": acquisition.Memory(2**28, None, None),
@@ -156,7 +156,7 @@ def test_memory_is_that_of_the_call():
 
 
 def test_the_process_of_pytorch_has_no_jax(tmp_path):
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch is the extra torch")
     acquirers.save(problem(), tmp_path / "problem.npz")
     code = (
         "import sys; from benchmarks import acquisition as a; a.child(*sys.argv); "
@@ -232,4 +232,4 @@ def test_errors_take_one_line():
     assert bad.stderr.startswith("error: unknown configuration 'nope', known: all, ")
     assert len(bad.stderr.splitlines()) == 1
     with pytest.raises(ValueError, match="repeats must be 1 or more, got 0"):
-        acquisition.run({}, ["distill_jax"], repeats=0)
+        common.time_in_turn({}, repeats=0)

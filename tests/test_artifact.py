@@ -293,7 +293,7 @@ def test_half_a_file_is_not_left_behind(saved, monkeypatch, fails_at):
 
 
 def test_the_torch_example_trains(tmp_path):
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch is the extra torch")
     distilled = make_distilled().replace(raw_lr=jnp.full((20, S), -3.0, jnp.float32))
     artifact.save(tmp_path, artifact.from_distilled(distilled), make_card())
     run = subprocess.run(

@@ -1,6 +1,8 @@
 """The flop counter, and a whole run of the speed benchmark on a tiny network."""
 
+import ast
 import functools
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from benchmarks import implementations, meta_step, pooling
+from benchmarks import common, implementations, meta_step, pooling
 from benchmarks.flops import Flops, count
 from benchmarks.implementations import Config
 from distill_jax import results
@@ -140,7 +142,7 @@ def float32():
 
 
 def test_a_run_writes_valid_rows(tmp_path, capsys, float32):
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch is the extra torch")
     path = tmp_path / "results" / "meta_step.jsonl"
     names = ("distill_jax", "distill_jax_dense", "torch_reference")
     got = meta_step.run({"tiny": CNN}, names, repeats=2, results=path)
@@ -165,12 +167,8 @@ def test_a_run_writes_valid_rows(tmp_path, capsys, float32):
 
 def test_all_compute_the_same(float32):
     names = ["distill_jax", "distill_jax_plain", "distill_jax_nested"]
-    try:
-        import torch  # noqa: F401
-
+    if importlib.util.find_spec("torch"):
         names.append("torch_reference")
-    except ModuleNotFoundError:
-        pass
     results = {n: implementations.IMPLEMENTATIONS[n](problem()).run() for n in names}
     for name in names[:-1]:
         apart = meta_step.departures(results[name], results[names[-1]])
@@ -206,11 +204,68 @@ def test_growth_takes_off_one_gradient():
         sizes = {"minibatch": 2, "tokens": 5, "implementation": "distill_jax_nested"}
         return {"T": T, "temp_bytes": temp_bytes, **sizes}
 
-    gradient = 4 * 2 * 5 * meta_step.WIDTH  # of one step, in bytes
+    gradient = 4 * 2 * 5 * common.WIDTH  # of one step, in bytes
     text = meta_step.growth(
         [row(10, 10 * gradient + 100_000), row(40, 40 * gradient + 300_000)]
     )
     assert "net of the gradient  3.00 times, root of T  2.00" in text
+
+
+# Where rows go, and what is imported
+
+
+@pytest.mark.parametrize("name", ["meta_step", "accelerator", "acquisition"])
+def test_rows_go_to_runs_unless_they_are_published(name):
+    code = (
+        f"from absl import flags; from benchmarks import common, {name} as b\n"
+        "b.define_flags()\n"
+        "for more in [], ['--publish'], ['--publish', '--results=mine.jsonl']:\n"
+        "    flags.FLAGS.unparse_flags(); flags.FLAGS(['benchmark', *more])\n"
+        f"    print(common.rows_path({name!r}).as_posix())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == [
+        f"runs/{name}.jsonl",
+        f"results/{name}.jsonl",
+        "mine.jsonl",
+    ], done.stderr
+
+
+def test_benchmarks_import_the_library_and_each_other_in_one_direction():
+    names = {p.stem for p in (ROOT / "benchmarks").glob("*.py")}
+    left, others = {}, set()
+    for name in names:
+        found = set()
+        tree = ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{name}: this test reads absolute imports"
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        others |= {one for one in found if one.startswith("experiments")}
+        ours = {one.split(".")[1] for one in found if one.startswith("benchmarks.")}
+        left[name] = ours & names - {name}
+    assert not others
+    while left:
+        free = [name for name, needs in left.items() if not needs & set(left)]
+        assert free, f"a circle among {sorted(left)}"
+        for name in free:
+            del left[name]
+
+
+def test_an_implementation_that_needs_pytorch_says_so_without_it(monkeypatch):
+    known = {"distill_jax": None, "torch_reference": None}
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert common.runnable(["distill_jax"], known, 1) == ["distill_jax"]
+    with pytest.raises(ModuleNotFoundError, match=r"needs PyTorch.*distill_jax\[torch"):
+        common.runnable(["all"], known, 1)
 
 
 # What is asked for
@@ -218,14 +273,14 @@ def test_growth_takes_off_one_gradient():
 
 def test_names_are_chosen_exactly_or_by_their_beginning():
     known = dict.fromkeys(("a_1", "a_10", "ab", "b"))
-    assert meta_step.chosen(["a_1"], known, "thing") == ["a_1"]
-    assert meta_step.chosen(["b", "a"], known, "thing") == ["b", "a_1", "a_10"]
+    assert common.chosen(["a_1"], known, "thing") == ["a_1"]
+    assert common.chosen(["b", "a"], known, "thing") == ["b", "a_1", "a_10"]
     everything = ["b", "a_1", "a_10", "ab"]
-    assert meta_step.chosen(["b", "all"], known, "thing") == everything
+    assert common.chosen(["b", "all"], known, "thing") == everything
     with pytest.raises(
         ValueError, match="unknown thing 'c', known: all, a_1, a_10, ab, b"
     ):
-        meta_step.chosen(["c"], known, "thing")
+        common.chosen(["c"], known, "thing")
 
 
 def test_every_configuration_names_a_known_model():
@@ -242,9 +297,9 @@ def test_dense_is_for_a_max_over_time():
 
 def test_it_is_too_late_to_pin():
     with pytest.raises(ValueError, match="before jax or torch is imported"):
-        meta_step.pin(1)
+        common.pin(1)
     with pytest.raises(ValueError, match="threads must be 1 or more, got 0"):
-        meta_step.pin(0)
+        common.pin(0)
 
 
 @pytest.mark.skipif(
@@ -252,7 +307,7 @@ def test_it_is_too_late_to_pin():
 )
 def test_pinning_leaves_one_core_and_errors_take_one_line():
     code = (
-        "import os, sys; from benchmarks import meta_step; meta_step.pin(1); "
+        "import os, sys; from benchmarks import common, meta_step; common.pin(1); "
         "print(len(os.sched_getaffinity(0)), 'jax' in sys.modules)"
     )
     run = functools.partial(

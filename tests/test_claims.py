@@ -15,11 +15,12 @@ from scipy import stats
 
 from distill_jax import artifact
 from distill_jax import results as result_rows
-from distill_jax.report import claims
-from experiments import cells, compare, figures, tables, transfer
+from distill_jax.report import claims, comparison_tables
+from experiments import cells, compare, figures, transfer
+from experiments import claims as claims_experiment
 from experiments.scoring import Cell, cell_of
 from tests.test_compare import TINY, write_corpus
-from tests.test_rows import active_row, compare_row
+from tests.test_results import active_row, compare_row
 
 ROOT = Path(__file__).parents[1]
 TARGET = "text_cnn"
@@ -208,7 +209,8 @@ def test_transfer_is_beside_the_same_network():
 
 def test_rows_of_transfer_are_seen_by_no_other_table():
     rows, more = corpora({"a": 0.2, "b": 0.1}), moved(0.05)
-    assert tables.compare({"compare": rows}) == tables.compare({"compare": rows + more})
+    table = comparison_tables.compare
+    assert table({"compare": rows}) == table({"compare": rows + more})
     assert claims.generality(rows) == claims.generality(rows + more)
     assert claims.stability(rows) == claims.stability(rows + more)
 
@@ -381,7 +383,7 @@ def test_real_rows_are_those_of_a_comparison(compared, transferred, tmp_path):
 
 def test_the_claim_of_transfer_is_answered(compared, transferred):
     said = []
-    found = claims.run(str(transferred.results), say=said.append)
+    found = claims_experiment.run(str(transferred.results), say=said.append)
     questions = [claim.question for claim in found if claim.network == TARGET]
     assert questions == [claims.VS_RANDOM.format("bag"), claims.VS_BEST.format("bag")]
     assert [len(c.pairs) for c in found if c.network == TARGET] == [2, 2]
@@ -470,7 +472,7 @@ def test_sets_are_found_by_all_that_made_them(compared):
 def test_the_command_says_errors_in_a_line(tmp_path, arguments, message):
     (tmp_path / "r.jsonl").touch()
     done = subprocess.run(
-        [sys.executable, "-m", "distill_jax.report.claims", *arguments],
+        [sys.executable, "-m", "experiments.claims", *arguments],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

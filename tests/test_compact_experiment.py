@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax import artifact
+from distill_jax import artifact, schema
 from distill_jax import forms as known
 from distill_jax import results as result_rows
 from distill_jax.report import compact_tables, plots
+from distill_jax.report.pages import NotDrawn
 from distill_jax.task import in_chunks
 from distill_jax.types import Distilled
 from experiments import compact, recipe, saved
-from experiments.pages import NotDrawn
 from tests.test_experiments import Run, child, write_corpus
-from tests.test_rows import experiment_row
+from tests.test_results import experiment_row
 
 N, L, D, C, E = 4, 40, 50, 2, 10  # of the set that is distilled here
 REST = N * C + E
@@ -82,7 +82,7 @@ def test_every_form_has_a_valid_row(weighed, finished):
     assert len(result_rows.read(folder / "c.jsonl")) == len(FORMS)
     for row in rows.values():
         result_rows.check(row)
-        assert row.keys() == result_rows.EXPERIMENT_FIELDS.keys()
+        assert row.keys() == schema.EXPERIMENT_FIELDS.keys()
         assert (row["experiment"], row["method"]) == ("compact", "distilled")
         assert (row["dataset"], row["model"]) == ("articles", "bag")
         assert (row["examples"], row["num_inits"]) == (N, INITS)

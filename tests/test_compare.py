@@ -11,19 +11,23 @@ import jax
 import numpy as np
 import pytest
 
-from distill_jax import active, data, queries
+import distill_jax as dj
+from distill_jax import active, data, sources
 from distill_jax import results as result_rows
 from distill_jax.data import resplit
+from distill_jax.distill import at_most
 from distill_jax.loop import Interrupted
-from distill_jax.report import verdict
-from experiments import cells, compare, fitting, recipe, running, tables
-from experiments.scoring import Cell, cell_of
-from tests.test_rows import compare_row
+from distill_jax.methods import named_methods
+from distill_jax.report import comparison_tables, verdict
+from distill_jax.train import TrainingSet
+from experiments import cli, compare, presets
+from tests.test_results import compare_row
 
 ROOT = Path(__file__).parents[1]
+LIBRARY = sys.modules["distill_jax.compare"]
 TINY = {
     "model": "bag",
-    "model_settings": ("hidden=8",),
+    "model_settings": ["hidden=8"],
     "vectors": "random",
     "length": 6,
     "budgets": "1,5",
@@ -46,7 +50,7 @@ TINY = {
     "passes": 3,
     "pool_size": 60,
 }
-NUM_CELLS = 2 + 2 * (2 + 3 + 1 + 2)
+NUM_GROUPS, NUM_ROWS = 2 + 2 * 4, 2 + 2 * (2 + 2 + 1 + 3)
 
 
 def write_corpus(folder: Path, seed: int = 0) -> Path:
@@ -81,13 +85,13 @@ def corpus(tmp_path_factory) -> Path:
 class Run:
     """A comparison in this process, and what it said."""
 
-    def __init__(self, corpus, folder: Path, dry_run=False, **changes):
+    def __init__(self, corpus, folder: Path, dry_run=False, preset=None, **changes):
         self.out, self.results, self.said = folder / "run", folder / "r.jsonl", []
-        self.config = compare.Config(**TINY | {"dataset": str(corpus)} | changes)
         self.rows = compare.run(
-            self.config,
+            TINY | {"dataset": str(corpus)} | changes,
             out=self.out,
-            results=self.results,
+            rows=self.results,
+            preset=preset,
             dry_run=dry_run,
             say=self.said.append,
         )
@@ -102,6 +106,11 @@ def whole(corpus, tmp_path_factory) -> Run:
     return Run(corpus, tmp_path_factory.mktemp("whole"))
 
 
+def cell_of(row):
+    per_class = 0 if row["method"] in LIBRARY.LINES else row["examples_per_class"]
+    return row["method"], per_class, row["labels"], row["training"]
+
+
 def cell_rows(rows):
     return {cell_of(row): row for row in rows}
 
@@ -114,160 +123,189 @@ def facts(row):
 
 def test_every_cell_is_a_row(whole):
     rows = cell_rows(result_rows.read(whole.results))
-    assert list(rows) == compare.plan(whole.config) and len(rows) == NUM_CELLS
+    assert len(rows) == len(whole.lines) == NUM_ROWS
     N, n = 90, 15
-    random = rows[Cell("random", 5)]
+    random = rows["random", 5, "hard", "standard"]
     assert (random["num_seeds"], random["num_inits"]) == (4, 2)
     assert random["config"]["inits"] == [[0, 1], [2, 3], [0, 1], [2, 3]]
     assert random["labels_read"] == n
-    assert rows[Cell("kmeans_medoids", 5)]["labels_read"] == N
-    assert rows[Cell("random", 5, "soft")]["labels_read"] == N
-    asked = rows[Cell("query:bald", 5)]
+    assert rows["kmeans_medoids", 5, "hard", "standard"]["labels_read"] == N
+    assert rows["random", 5, "soft", "standard"]["labels_read"] == N
+    asked = rows["query:bald", 5, "hard", "standard"]
     assert (asked["num_seeds"], asked["num_inits"]) == (2, 4)
     assert asked["labels_read"] == n and asked["examples"] == n
-    native = rows[Cell("distilled", 5, "soft", "native")]
-    plain = rows[Cell("distilled", 5, "soft", "standard")]
-    hard = rows[Cell("distilled", 5, "hard", "standard")]
+    native = rows["distilled", 5, "soft", "native"]
+    plain = rows["distilled", 5, "soft", "standard"]
+    hard = rows["distilled", 5, "hard", "standard"]
     assert native["num_seeds"] == plain["num_seeds"] == 2
-    assert rows[Cell("distilled", 1, "soft", "native")]["num_seeds"] == 1
+    assert rows["distilled", 1, "soft", "native"]["num_seeds"] == 1
     sentences = 4 * n * 6 * 50
     assert plain["bytes"] == sentences + 4 * n * 3
     assert native["bytes"] == plain["bytes"] + 4 * 4
     assert hard["bytes"] == sentences + 4 * n
-    full = rows[Cell("full", 0)]
+    full = rows["full", 0, "hard", "standard"]
     assert full["relative_accuracy"] == 1 and full["examples"] == N
-    majority = rows[Cell("majority", 0, None, None)]
+    majority = rows["majority", 0, None, None]
     assert majority["accuracy_mean"] == pytest.approx(1 / 3)
     for row in rows.values():
         low, high = row["interval"]
         assert low <= row["accuracy_mean"] <= high + 1e-9
-        if row["method"] != "full":
-            assert row["full_accuracy_mean"] == full["accuracy_mean"]
+        assert row["full_accuracy_mean"] == full["accuracy_mean"]
 
 
 def test_it_learns(whole):
     """Fifteen examples say more than three, and all of them the most."""
     rows = cell_rows(whole.rows)
-    few, more = (rows[Cell("kmeans_medoids", n)]["accuracy_mean"] for n in (1, 5))
-    assert 1 / 3 < few < more < rows[Cell("full", 0)]["accuracy_mean"]
-    hard = rows[Cell("distilled", 5, "hard", "standard")]["accuracy_mean"]
-    soft = rows[Cell("distilled", 5, "soft", "standard")]["accuracy_mean"]
+    few, more = (
+        rows["kmeans_medoids", n, "hard", "standard"]["accuracy_mean"] for n in (1, 5)
+    )
+    full = rows["full", 0, "hard", "standard"]["accuracy_mean"]
+    assert 1 / 3 < few < more < full
+    hard = rows["distilled", 5, "hard", "standard"]["accuracy_mean"]
+    soft = rows["distilled", 5, "soft", "standard"]["accuracy_mean"]
     assert min(hard, soft) > 0.5 and hard != soft
     assert "distilled beats the best real method" in whole.said[-1].lower()
 
 
-def test_a_second_run_does_nothing(whole, corpus, monkeypatch):
-    def never(*_):
-        raise AssertionError("a cell was run again")
+def never(*_, **__):
+    raise AssertionError("work was begun")
 
-    monkeypatch.setattr(cells.Workbench, "run", never)
+
+def test_a_second_run_does_nothing(whole, corpus, monkeypatch):
+    monkeypatch.setattr(LIBRARY, "made_rows", never)
     before = whole.results.read_bytes()
     again = Run(corpus, whole.results.parent)
     assert whole.results.read_bytes() == before
     assert again.rows == whole.rows
-    assert f"{NUM_CELLS} are in" in again.said[-2]
+    assert f"{NUM_GROUPS} are in" in "\n".join(again.said)
 
 
 def test_what_is_missing_is_done_again_and_the_same(
     whole, corpus, tmp_path, monkeypatch
 ):
     """A comparison that was stopped; its distillations are still there."""
-    lost = (Cell("random", 5), Cell("query:bald", 1), Cell("distilled", 5, "hard"))
-    kept = [row for row in whole.rows if cell_of(row) not in lost]
+    lost = (("random", 5), ("query:bald", 1), ("distilled", 5))
+    kept = [row for row in whole.rows if cell_of(row)[:2] not in lost]
     (tmp_path / "run").symlink_to(whole.out)
     result_rows.append(tmp_path / "r.jsonl", kept)
-
-    def never(*_, **__):
-        raise AssertionError("a set was distilled again")
-
-    monkeypatch.setattr(running, "distill", never)
+    monkeypatch.setattr(sources, "distill", never)
     again = Run(corpus, tmp_path)
-    assert len(again.lines) == NUM_CELLS
+    assert len(again.lines) == NUM_ROWS
     rows, expected = cell_rows(again.rows), cell_rows(whole.rows)
-    for cell in lost:
+    for cell in expected:
         assert facts(rows[cell]) == facts(expected[cell])
 
 
 def test_other_settings_are_other_cells(whole, corpus):
-    """Only cells that a setting concerns are to do again."""
+    """Only what a setting concerns is to do again."""
     again = Run(corpus, whole.results.parent, dry_run=True, passes=4)
     assert [line.strip() for line in again.said[-2:]] == [
-        str(Cell("query:bald", 1)),
-        str(Cell("query:bald", 5)),
+        "query:bald at 1 per class",
+        "query:bald at 5 per class",
     ]
     again = Run(corpus, whole.results.parent, dry_run=True, num_meta_steps=31)
-    assert sum("  distilled" in line for line in again.said) == 6
+    assert sum("  distilled" in line for line in again.said) == 2
     assert not any("  random" in line for line in again.said)
+
+
+def test_a_file_of_another_content_has_rows_of_its_own(whole, tmp_path):
+    """Of the same name, size and settings: a name never decides."""
+    other = write_corpus(tmp_path / "made_up", seed=1)
+    again = Run(other, whole.results.parent, dry_run=True)
+    assert f"0 are in {whole.results}, {NUM_GROUPS} to do" in "\n".join(again.said)
+
+
+def test_a_renamed_file_is_the_same_data(whole, corpus, tmp_path):
+    (tmp_path / "elsewhere").symlink_to(corpus)
+    again = Run(tmp_path / "elsewhere", whole.results.parent, dry_run=True)
+    assert f"{NUM_GROUPS} are in" in "\n".join(again.said)
+
+
+def test_rows_of_before_the_digest_answer_no_run(whole, corpus, tmp_path):
+    old = [{k: v for k, v in row.items() if k != "data"} for row in whole.rows]
+    result_rows.append(tmp_path / "r.jsonl", old)
+    again = Run(corpus, tmp_path, dry_run=True)
+    assert f"0 are in {tmp_path / 'r.jsonl'}" in "\n".join(again.said)
 
 
 def test_a_dry_run_writes_nothing(corpus, tmp_path):
     run = Run(corpus, tmp_path, dry_run=True, methods="random,distilled")
     assert run.rows == [] and not list(tmp_path.iterdir())
     assert any(line.startswith("Estimate: ") for line in run.said)
-    assert f"  {Cell('random', 5)}" in run.said
+    assert "  random at 5 per class" in run.said
 
 
 def test_rows_survive_a_stop(corpus, tmp_path, monkeypatch):
     """Ctrl-C in a distillation: the rows before it are there, and it goes on."""
-    choices = {"methods": "random,distilled", "budgets": "5", "soft_labels": False}
-    settings = {"many_at": "", "num_meta_steps": 20, **choices}
-    real = running.distill
+    settings = {
+        "methods": "random,distilled",
+        "budgets": "5",
+        "soft_labels": False,
+        "many_at": "",
+        "num_meta_steps": 400,
+    }
+    real, resumed = sources.distill, []
 
-    def stopped(step, state, next_batch, *args, **kwargs):
-        def signalled(number):
-            if number == 12:
+    def stopped(*args, **kwargs):
+        def report(progress):
+            if progress.step == 10:
                 os.kill(os.getpid(), 2)
-            return next_batch(number)
 
-        return real(step, state, signalled, *args, **kwargs)
+        return real(*args, report=report, **kwargs)
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(running, "distill", stopped)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as stop:
+        patch.setattr(sources, "distill", stopped)
         Run(corpus, tmp_path, **settings)
+    assert 10 <= stop.value.step < 400
     assert len(result_rows.read(tmp_path / "r.jsonl")) == 1
-    resumed = []
 
     def watched(*args, **kwargs):
-        result = real(*args, **kwargs)
-        resumed.append(result.resumed_from)
-        return result
+        return real(*args, report=lambda now: resumed.append(now.step), **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "distill", watched)
+        patch.setattr(sources, "distill", watched)
         run = Run(corpus, tmp_path, **settings)
-    assert resumed == [13] and len(run.lines) == 4
+    assert resumed[0] > stop.value.step and len(run.lines) == 4
 
 
-def test_a_query_sees_no_label_it_did_not_ask_for(whole, corpus, tmp_path):
-    task = recipe.load(whole.config, lambda text: None)
-    bench = cells.Workbench(whole.config, task, tmp_path, whole.results)
-    best = fitting.Recipe(0.01, 50)
+@pytest.fixture(scope="module")
+def task(corpus):
+    values = TINY | {"dataset": str(corpus)}
+    return cli.settings(cli.Corpus, values).task(lambda text: None)
+
+
+PROTOCOL = dj.Protocol(test_inits=4, tuning_inits=2, batch=8, selection_seeds=2)
+
+
+def relabelled(task, labels):
+    train = task.train.replace(y=jax.nn.one_hot(labels, 3))
+    return dataclasses.replace(task, train=train, memo={})
+
+
+def test_a_query_sees_no_label_it_did_not_ask_for(task, monkeypatch):
+    monkeypatch.setattr(
+        sources, "_random_recipe", lambda *_: sources.Tuned(0.01, 50, 0.0)
+    )
+
+    def asked(task, name):
+        method = dj.queried(name, passes=3, pool=60, protocol=PROTOCOL)
+        return method(task, 3, 0).texts
+
+    texts = task.dataset.train.texts
     for name in ("bald", "badge", "margin"):
-        query = queries.get(name)
-        asked = bench._acquired(query, 9, best, 0)
-        assert len(set(asked)) == 9
-        hidden = np.setdiff1d(np.arange(90), asked)
-        wrong = np.array(bench.labels)
-        wrong[hidden] = (wrong[hidden] + 1) % 3
-        other = cells.Workbench(
-            whole.config,
-            dataclasses.replace(
-                task, train=task.train.replace(y=jax.nn.one_hot(wrong, 3))
-            ),
-            tmp_path,
-            whole.results,
-        )
-        np.testing.assert_array_equal(other._acquired(query, 9, best, 0), asked)
+        found = asked(task, name)
+        assert len(set(found)) == 9
+        seen = np.isin(np.array(texts), np.array(found))
+        wrong = np.where(seen, task.labels, (task.labels + 1) % 3)
+        assert asked(relabelled(task, wrong), name) == found
     # The labels it did ask for do matter.
-    wrong = (np.array(bench.labels) + 1) % 3
-    wrong[asked[::2]] = 0
-    other.labels = wrong
-    assert not np.array_equal(other._acquired(query, 9, best, 0), asked)
+    rows = np.flatnonzero(seen)
+    wrong = (task.labels + 1) % 3
+    wrong[rows[::2]] = 0
+    assert asked(relabelled(task, wrong), name) != found
 
 
-def test_a_start_and_four_rounds(whole, tmp_path, monkeypatch):
-    task = recipe.load(whole.config, lambda text: None)
-    bench = cells.Workbench(whole.config, task, tmp_path, whole.results)
+def test_a_start_and_four_rounds(task, monkeypatch):
     seen = []
     real = active.acquire
 
@@ -276,9 +314,71 @@ def test_a_start_and_four_rounds(whole, tmp_path, monkeypatch):
         return real(query, pool, oracle, sizes, *args)
 
     monkeypatch.setattr(active, "acquire", watched)
-    for n in (3, 15):
-        bench._acquired(queries.get("k_center"), n, fitting.Recipe(0.01, 50), 0)
+    for per_class in (1, 5):
+        dj.queried("k_center", pool=60, protocol=PROTOCOL)(task, per_class, 0)
     assert seen == [(1, [1, 1]), (3, [3, 3, 3, 3])]
+
+
+def test_methods_of_ones_own(task):
+    """A function goes wherever ours go, and is told by its code, not its name."""
+
+    def first(task, examples_per_class, seed):
+        rows = [i for i in range(90) if i // 3 < examples_per_class]
+        return sources.real(task, np.array(rows), labels_read=None)
+
+    def lists(task, examples_per_class, seed):
+        split = task.dataset.train
+        names = [task.dataset.label_names[k] for k in split.labels[:3]]
+        return split.texts[:3], names
+
+    def softened(task, examples_per_class, seed):
+        one = first(task, examples_per_class, seed)
+        soft = one.batch.replace(y=0.8 * one.batch.y + 0.2 / 3)
+        return [one, TrainingSet(soft)]
+
+    settings = {"protocol": PROTOCOL, "lines": ()}
+    made = dj.compare(
+        task, {"first": first, "lists": lists, "soft": softened}, [1], **settings
+    )
+    told = [(r.method, r.labels, r.num_seeds, r.examples) for r in made]
+    assert told == [
+        ("first", "hard", 2, 3),
+        ("lists", "hard", 2, 3),
+        ("soft", "hard", 2, 3),
+        ("soft", "soft", 2, 3),
+    ]
+    assert made[0].accuracies == made[1].accuracies == made[2].accuracies
+    (group,) = LIBRARY.plan(task, {"x": first}, [1], **settings)
+    (other,) = LIBRARY.plan(task, {"x": softened}, [1], **settings)
+    assert group.settings != other.settings
+
+
+def test_several_processes_share_the_work(task, tmp_path, monkeypatch):
+    """What another holds is not begun; what it has written is taken."""
+    methods = {name: dj.selected(name) for name in ("herding", "k_center")}
+    rows = tmp_path / "rows.jsonl"
+    settings = {"protocol": PROTOCOL, "lines": (), "rows": rows, "share": True}
+    facts = {"experiment": "compare", "preset": None, "model": "bag"}
+    groups = LIBRARY.plan(task, methods, [1], protocol=PROTOCOL, lines=())
+    real, made = LIBRARY.made_rows, []
+
+    def counted(judge, methods, group, *rest):
+        made.append(group.name)
+        return real(judge, methods, group, *rest)
+
+    monkeypatch.setattr(LIBRARY, "made_rows", counted)
+
+    def other_ends(seconds):  # while the first waits
+        judge = LIBRARY.Judge(task, PROTOCOL)
+        result_rows.append(rows, real(judge, methods, groups[0], None, facts))
+        held.__exit__(None, None, None)
+
+    monkeypatch.setattr(LIBRARY.time, "sleep", other_ends)
+    held = LIBRARY._claimed(rows, task, groups[0], facts)
+    assert held.__enter__()
+    found = dj.compare(task, methods, [1], **settings)
+    assert made == ["k_center"]
+    assert [row.method for row in found] == ["herding", "k_center"]
 
 
 @pytest.mark.parametrize(
@@ -289,13 +389,13 @@ def test_a_start_and_four_rounds(whole, tmp_path, monkeypatch):
         ({"budgets": "0"}, "--budgets must be whole numbers from 1"),
         ({"budgets": "31"}, "class 'class0' has only 30 training examples"),
         ({"pool_size": 14}, "--pool_size=14 is less than the 15 examples"),
-        ({"examples_per_class": 3}, "--examples_per_class is not for comparisons"),
         ({"select_on": "test"}, "--select_on is not for comparisons"),
         ({"theta_0": "fixed"}, "--theta_0 must be random"),
-        ({"dropout": 0.0}, "--dropout must be between 0 and 1"),
+        ({"dropout": 0.0}, "dropout must be between 0 and 1"),
         ({"tuning_inits": 0}, "--tuning_inits must be at least 1"),
         ({"test_inits": 1}, "--test_inits must be at least 2"),
         ({"selection_seeds": 1}, "--selection_seeds must be at least 2"),
+        ({"words_kept": 0.5}, "--words_kept is not for comparisons"),
         ({"passes": 1}, "bald"),
         ({"many_at": "x"}, "--many_at must be whole numbers"),
     ],
@@ -303,21 +403,23 @@ def test_a_start_and_four_rounds(whole, tmp_path, monkeypatch):
 def test_bad_settings_are_told_before_any_work(
     corpus, tmp_path, monkeypatch, change, message
 ):
-    def never(*_):
-        raise AssertionError("work was begun")
-
-    monkeypatch.setattr(cells.Workbench, "run", never)
+    monkeypatch.setattr(LIBRARY, "made_rows", never)
     with pytest.raises(ValueError, match=message):
         Run(corpus, tmp_path, **change)
     assert not list(tmp_path.iterdir())
 
 
 def test_distilled_sets_are_cut_into_minibatches():
-    config = compare.Config(distill_batch=32, num_passes=20)
-    cut = config.distillation(50, 6)
-    assert (cut.num_minibatches, cut.num_passes) == (10, 2)
-    whole = config.distillation(5, 6, seed=2)
-    assert (whole.num_minibatches, whole.num_passes, whole.seed) == (1, 20, 2)
+    recipe = dj.recipe(inner__most=32, inner__passes=20)
+    cut = at_most(recipe, 300)
+    assert (cut.inner.minibatches, cut.inner.passes) == (10, 2)
+    assert at_most(recipe, 30) == recipe
+
+
+def test_names_are_those_of_rows():
+    methods, lines = named_methods(["all"], taught=True)
+    assert lines == list(LIBRARY.LINES) and "query:k_center" in methods
+    assert methods["random"].taught and not methods["herding"].taught
 
 
 def test_the_command_says_errors_in_a_line(corpus, tmp_path):
@@ -350,25 +452,23 @@ def test_all_splits_pooled_and_cut_anew(corpus):
 
 def test_the_table_of_the_comparison_paper(corpus, tmp_path):
     """Original, distilled and random at a share of train, with the errata."""
-    said: list[str] = []
-    preset = compare.PRESETS["anonymous2022"] | {"percent": 5.0}
-    changes = {"dataset": str(corpus), "pooled": True, "num_meta_steps": 10}
-    methods = {"methods": "full,majority,random,distilled"}
-    rows = compare.run(
-        compare.Config(**TINY | preset | {"model": "bag"} | changes | methods),
-        out=tmp_path / "run",
-        results=tmp_path / "compare.jsonl",
-        preset="anonymous2022",
-        say=said.append,
-    )
+    changes = presets.COMPARE["anonymous2022"] | {
+        "percent": 5.0,
+        "model": "bag",
+        "pooled": True,
+        "num_meta_steps": 10,
+        "methods": "full,majority,random,distilled",
+    }
+    run = Run(corpus, tmp_path, preset="anonymous2022", **changes)
+    rows, said = run.rows, run.said
     assert "5% of 144 is 2 a class, 4.167%." in said
     assert {row["examples"] for row in rows if row["method"] == "random"} == {6}
     assert all(row["preset"] == "anonymous2022" for row in rows)
-    assert "Errata of the comparison paper" in said[-1] and "\n  19. " in said[-1]
-    table = tables.anonymous2022({"compare": rows})
+    assert any("Errata of the comparison paper" in x and "\n  19. " in x for x in said)
+    table = comparison_tables.anonymous2022({"compare": rows})
     (line,) = (x for x in table.splitlines() if x.startswith("| made_up-pooled, bag"))
     assert "| 6 (4.17%) | " in line and "33.3" in line
-    assert "No rows" in tables.compare({"compare": rows})
+    assert "No rows" in comparison_tables.compare({"compare": rows})
 
 
 def scored(method, mean, budget, *, validation=None, labels="hard", spread=0.01):
@@ -441,7 +541,7 @@ def test_the_interval_has_its_say():
 
 
 def test_the_table(rows):
-    text = tables.compare({"compare": rows})
+    text = comparison_tables.compare({"compare": rows})
     lines = text.splitlines()
     assert "| rotten_tomatoes, text_cnn | 1 a class | 2 a class | 5 a class |" in lines
     (random,) = (line for line in lines if line.startswith("| random |"))
@@ -453,5 +553,5 @@ def test_the_table(rows):
     (soft,) = (line for line in lines if "with soft labels on both sides" in line)
     assert soft.endswith("| - | - |")
     newer = scored("random", 0.4, 1)
-    assert "| random | 40.0" in tables.compare({"compare": [*rows, newer]})
+    assert "| random | 40.0" in comparison_tables.compare({"compare": [*rows, newer]})
     assert json.dumps(rows)  # as the file has them

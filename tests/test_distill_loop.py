@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ import pytest
 from distill_jax.checkpoints import latest_step
 from distill_jax.core import meta_init
 from distill_jax.loop import Interrupted, NonFiniteMetaGradient, Schedule, distill
-from distill_jax.parallel import pmap_meta_step
+from distill_jax.parallel import MetaSteps, jit_meta_step, meta_steps
 from tests import tiny
 
 
@@ -35,6 +36,11 @@ def start(folder, *flags) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def batch_of(step):
+    rows = tiny.next_rows(step)
+    return jax.tree.map(lambda a: a[rows], tiny.TRAIN)
 
 
 def send_at_step(process: subprocess.Popen, step: int, number: int) -> str:
@@ -79,13 +85,14 @@ def test_what_comes_before_select_from_is_never_the_best():
 
 def test_a_row_holds_means_since_the_row_before_and_the_step_sizes(unbroken):
     state = tiny.problem()[0]
+    one_step = jit_meta_step(tiny.OBJECTIVE, tiny.MODEL.init, tiny.TX)
     first, *rows = unbroken.history[:3]
     assert first["meta_loss"] is None and first["lr_mean"] == pytest.approx(np.log(2))
     for row, steps in zip(rows, (range(4), range(4, 8)), strict=True):
         losses, norms = [], []
         for k in steps:
             keys = jax.random.split(jax.random.fold_in(jax.random.key(3), k), 2)
-            state, info = tiny.step_fn()(state, keys, tiny.real_batch(k))
+            state, info = one_step(state, keys, batch_of(k))
             losses.append(float(info.meta_loss))
             norms.append(float(info.grad_norm))
         lr = np.asarray(state.distilled.lr)
@@ -142,14 +149,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(unbroken, tmp_path):
 
 
 def test_sigterm_in_mid_step_saves_too(unbroken, tmp_path):
-    def next_batch(step):
+    def next_rows(step):
         if step == 9:
             os.kill(os.getpid(), signal.SIGTERM)
-        return tiny.real_batch(step)
+        return tiny.next_rows(step)
 
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match="SIGTERM after step 10 of 30") as stopped:
-        tiny.run(tmp_path, next_batch=next_batch)
+        tiny.run(tmp_path, next_rows=next_rows)
     assert (stopped.value.signal, stopped.value.step) == (signal.SIGTERM, 10)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
     assert latest_step(tmp_path) == 10
@@ -159,14 +166,14 @@ def test_sigterm_in_mid_step_saves_too(unbroken, tmp_path):
 def test_a_second_signal_ends_the_run_at_once():
     steps = []
 
-    def next_batch(step):
+    def next_rows(step):
         steps.append(step)
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        return tiny.real_batch(step)
+        return tiny.next_rows(step)
 
     with pytest.raises(KeyboardInterrupt) as stopped:
-        tiny.run(next_batch=next_batch)
+        tiny.run(next_rows=next_rows)
     assert not isinstance(stopped.value, Interrupted)
     assert steps == [0]
 
@@ -217,18 +224,41 @@ def test_resume_without_a_checkpoint_starts_a_run(tmp_path):
 
 
 def blown_up(at):
-    """A batch whose loss is not a number, at the given steps."""
+    """Rows, and a corpus whose last row makes the loss of some steps not a number."""
+    x = np.concatenate([tiny.TRAIN.x, np.full_like(tiny.TRAIN.x[:1], np.nan)])
+    train = tiny.TRAIN.replace(
+        x=x,
+        mask=np.concatenate([tiny.TRAIN.mask, tiny.TRAIN.mask[:1]]),
+        y=np.concatenate([tiny.TRAIN.y, tiny.TRAIN.y[:1]]),
+    )
 
-    def next_batch(step):
-        batch = tiny.real_batch(step)
-        return batch.replace(x=batch.x * np.nan) if at(step) else batch
+    def next_rows(step):
+        rows = tiny.next_rows(step)
+        return np.full_like(rows, len(x) - 1) if at(step) else rows
 
-    return next_batch
+    return {"next_rows": next_rows, "train": train}
+
+
+def reporting(info):
+    """Meta-steps that all report `info`."""
+
+    def run(state, key, rows, n, train, num_inits):
+        infos = jax.tree.map(lambda a: np.stack([a] * len(rows)), info)
+        return dataclasses.replace(state, step=state.step + n), infos
+
+    return MetaSteps(lambda train: train, run)
+
+
+def an_info():
+    state, key = tiny.problem()[0], jax.random.key(0)
+    rows = tiny.next_rows(0)[None]
+    infos = tiny.steps().run(state, key, rows, 1, tiny.TRAIN, 2)[1]
+    return jax.tree.map(lambda a: np.asarray(a[0]), infos)
 
 
 def test_several_bad_gradients_in_a_row_stop_the_run(tmp_path):
     with pytest.raises(NonFiniteMetaGradient) as stopped:
-        tiny.run(tmp_path, next_batch=blown_up(lambda step: step >= 7))
+        tiny.run(tmp_path, **blown_up(lambda step: step >= 7))
     said = str(stopped.value)
     assert "not finite for 5 meta-steps in a row (to step 12)" in said
     assert "of x, y_logits, raw_lr; meta_loss nan, largest inner step size 0." in said
@@ -238,22 +268,18 @@ def test_several_bad_gradients_in_a_row_stop_the_run(tmp_path):
 
 
 def test_only_the_leaf_that_blew_up_is_named():
-    info = tiny.step_fn()(
-        tiny.problem()[0], jax.random.split(jax.random.key(0), 2), tiny.real_batch(0)
-    )[1]
+    info = an_info()
     bad = info.replace(finite=info.finite.replace(raw_lr=np.asarray(False)))
-
-    def step(state, keys, batch):
-        return dataclasses.replace(state, step=state.step + 1), bad
-
     with pytest.raises(NonFiniteMetaGradient, match=r"to step 2\): of raw_lr; meta_lo"):
-        tiny.run(step_fn=step, schedule=Schedule(9, 9, 9, max_skipped_in_a_row=2))
+        tiny.run(
+            steps=reporting(bad), schedule=Schedule(9, 9, 9, max_skipped_in_a_row=2)
+        )
 
 
 def test_a_few_bad_gradients_are_skipped_and_counted():
     told = []
     result = tiny.run(
-        next_batch=blown_up(lambda step: step in (4, 5, 6, 7, 9)), report=told.append
+        **blown_up(lambda step: step in (4, 5, 6, 7, 9)), report=told.append
     )
     rows = {row["step"]: row for row in result.history}
     assert rows[8]["meta_loss"] is None and rows[8]["skipped"] == 4
@@ -270,12 +296,12 @@ def test_bad_gradients_are_counted_across_a_resume(tmp_path):
     def stopped_at_6(step):
         if step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
-        return bad(step)
+        return bad["next_rows"](step)
 
     with pytest.raises(Interrupted):
-        tiny.run(tmp_path, next_batch=stopped_at_6)
+        tiny.run(tmp_path, **bad | {"next_rows": stopped_at_6})
     with pytest.raises(NonFiniteMetaGradient, match=r"5 meta-steps .*to step 9\)"):
-        tiny.run(tmp_path, next_batch=bad, resume=True)
+        tiny.run(tmp_path, **bad, resume=True)
 
 
 def test_progress_is_told_with_its_losses(unbroken):
@@ -288,39 +314,58 @@ def test_progress_is_told_with_its_losses(unbroken):
     assert told[-1].best_accuracy == unbroken.best_accuracy
 
 
-def test_the_device_is_asked_only_now_and_then(monkeypatch):
-    from distill_jax import loop as loop
+def recorded(sizes, seconds=0.0):
+    """The meta-steps of `tiny`, with the size of each dispatch noted, and slow."""
+    place, run = tiny.steps()
 
-    asked = []
-    real = loop._Record.fetch
-    monkeypatch.setattr(
-        loop._Record,
-        "fetch",
-        lambda self, pending, *a: asked.append(len(pending)) or real(self, pending, *a),
-    )
-    tiny.run(schedule=Schedule(20, 20, 20, report_every=8))
-    assert asked == [8, 8, 4]
+    def noted(state, key, rows, n, train, num_inits):
+        sizes.append(n)
+        time.sleep(seconds * n)
+        return run(state, key, rows, n, train, num_inits)
+
+    return MetaSteps(place, noted)
+
+
+def test_many_steps_are_one_dispatch(monkeypatch):
+    from distill_jax import loop
+
+    sizes: list[int] = []
+    monkeypatch.setattr(loop, "_SECONDS", 60.0)  # for a machine of any speed
+    schedule = Schedule(30, 20, 20, report_every=8)
+    result = tiny.run(steps=recorded(sizes), schedule=schedule)
+    assert sizes == [1, 7, 8, 4, 4, 6]  # the first measures; 20 validates
+    one_by_one: list[int] = []
+    monkeypatch.setattr(loop, "_SECONDS", 0.0)
+    again = tiny.run(steps=recorded(one_by_one), schedule=schedule)
+    assert one_by_one == [1] * 30
+    assert tiny.digest(again) == tiny.digest(result)
+
+
+def test_slow_steps_are_few_in_a_dispatch(monkeypatch):
+    from distill_jax import loop
+
+    sizes: list[int] = []
+    monkeypatch.setattr(loop, "_SECONDS", 0.5)
+    tiny.run(steps=recorded(sizes, 0.2), schedule=Schedule(8, 8, 8))
+    assert max(sizes) == 2
 
 
 def test_it_runs_on_four_devices(unbroken):
-    step = pmap_meta_step(tiny.OBJECTIVE, tiny.MODEL.init, tiny.TX)
+    spread = meta_steps(tiny.OBJECTIVE, tiny.MODEL.init, tiny.TX, devices="all")
     schedule = dataclasses.replace(tiny.SCHEDULE, num_meta_steps=4)
     one = tiny.run(num_inits=4, schedule=schedule)
-    four = tiny.run(num_inits=4, schedule=schedule, step_fn=step)
+    four = tiny.run(num_inits=4, schedule=schedule, steps=spread)
     np.testing.assert_allclose(four.best.x, one.best.x, rtol=1e-9)
+    with pytest.raises(ValueError, match="6 theta_0 cannot be .* over 4 devices"):
+        tiny.run(num_inits=6, schedule=schedule, steps=spread)
 
 
 def test_any_tree_can_be_distilled():
-    def step(state, keys, batch):
-        return dataclasses.replace(state, step=state.step + 1), info
-
-    info = tiny.step_fn()(
-        tiny.problem()[0], jax.random.split(jax.random.key(0), 2), tiny.real_batch(0)
-    )[1]
     result = distill(
-        step,
+        reporting(an_info()),
         meta_init(optax.sgd(1.0), {"prompt": np.zeros(3)}),
-        tiny.real_batch,
+        tiny.next_rows,
+        tiny.TRAIN,
         lambda distilled, key: 0.5,
         Schedule(2, 1, 1),
         key=jax.random.PRNGKey(0),
@@ -335,6 +380,9 @@ def test_any_tree_can_be_distilled():
     [
         ({"num_inits": 0}, "num_inits must be at least 1, got 0"),
         ({"fingerprint": {"f": len}}, r"fingerprint\['f'\] must be what JSON"),
+        ({"next_rows": lambda k: np.array([3, 64])}, r"rows in 0 .. 63, got 3 .. 64 f"),
+        ({"next_rows": lambda k: np.array([-1, 2])}, r"rows in 0 .. 63, got -1 .. 2 f"),
+        ({"next_rows": lambda k: np.ones(3)}, r"integers \[R\], got float64 \[3\]"),
         ({"validate": lambda d, k: 87.5}, r"a number in \[0, 1\], got 87.5"),
         ({"validate": lambda d, k: float("nan")}, r"a number in \[0, 1\], got nan"),
     ],

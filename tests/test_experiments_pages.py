@@ -13,8 +13,8 @@ import pytest
 
 from distill_jax import artifact
 from distill_jax import results as result_rows
-from distill_jax.report import verdict
-from experiments import active_learning, compare, distill, pages, recipe
+from distill_jax.report import pages, verdict
+from experiments import active_learning, compare, distill, recipe
 from experiments.acquisition import Config as ActiveConfig
 from tests.test_compare import write_corpus
 from tests.test_page import Parsed

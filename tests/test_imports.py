@@ -16,6 +16,7 @@ _MIDDLE = {"core", "losses", "types"}
 _HOST = {"parallel", "gradients", "core", "losses", "artifact", "types"}
 _AFTER = {"artifact", "evaluate", "types"}
 ALLOWED = {
+    "__main__": set(),
     "types": set(),
     "core": _LEAF,
     "losses": _LEAF,
@@ -35,12 +36,13 @@ ALLOWED = {
     "evaluate": _HOST,
     "loop": _HOST | {"checkpoints"},
     "task": {"data", "evaluate", "losses", "models", "types"},
-    "results": set(),
+    "results": {"schema"},
+    "schema": set(),
     "forms": {"compact", "types"},
     "study": {"results"},
     "active": {"evaluate", "queries", "checkpoints", "losses", "types"},
     "decode": _AFTER,
-    "report": _AFTER | {"decode", "results", "scores", "statistics"},
+    "report": _AFTER | {"decode", "results", "scores", "statistics", "task"},
     "statistics": _AFTER,
 }
 HEAVY = {

@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -14,9 +15,31 @@ import numpy as np
 import optax
 import pytest
 
-from distill_jax.core import meta_init, meta_step
-from distill_jax.parallel import PARALLEL, initialize_distributed, on_any_host
-from tests.tiny import MODEL, OBJECTIVE, TX, B, D, E, L, S, problem
+from distill_jax.core import meta_init, meta_step, unroll
+from distill_jax.parallel import (
+    PARALLEL,
+    first_says,
+    is_first_process,
+    join,
+    meta_steps,
+    on_any_host,
+    over_devices,
+    parse_devices,
+)
+from tests.tiny import (
+    LOSS,
+    MODEL,
+    OBJECTIVE,
+    TRAIN,
+    TX,
+    B,
+    D,
+    E,
+    L,
+    S,
+    next_rows,
+    problem,
+)
 
 N = 8
 
@@ -36,10 +59,10 @@ def by_vmap():
     return three_steps(step, *problem())
 
 
-def assert_same(actual, desired, rtol=1e-9):
+def assert_same(actual, desired, rtol=1e-9, atol=1e-14):
     assert jax.tree.structure(actual) == jax.tree.structure(desired)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-14),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol),
         actual,
         desired,
     )
@@ -132,11 +155,168 @@ def test_jit_refuses_two_devices():
         PARALLEL["jit"](OBJECTIVE, MODEL.init, TX, devices=jax.devices()[:2])
 
 
-def test_initialize_distributed_refuses_half_an_address():
-    with pytest.raises(ValueError, match="all of coordinator, num_processes"):
-        initialize_distributed("127.0.0.1:1234", 2)
-    with pytest.raises(ValueError, match=r"process_id must be in 0 .. 1, got 2"):
-        initialize_distributed("127.0.0.1:1234", 2, 2)
+def in_one_precision(tree, dtype):
+    floats = lambda a: a.astype(dtype) if a.dtype.kind == "f" else a  # noqa: E731
+    return jax.tree.map(floats, jax.device_get(tree))
+
+
+def many(how, devices, dtype, sizes, K=4):
+    """Six meta-steps in dispatches of `sizes`, of up to K."""
+    state, train = in_one_precision((problem()[0], TRAIN), dtype)
+    place, run = many_steps(how, devices)
+    train, infos, done = place(train), [], 0
+    for n in sizes:
+        rows = np.zeros((K, 8), int)
+        rows[:n] = [next_rows(done + i) for i in range(n)]
+        state, some = run(state, jax.random.key(0), rows, n, train, N)
+        infos.append(jax.tree.map(lambda a, n=n: a[:n], jax.device_get(some)))
+        done += n
+    infos = jax.tree.map(lambda *a: np.concatenate(a), *infos)
+    return jax.device_get(state), infos
+
+
+@cache
+def many_steps(how, devices):
+    return meta_steps(
+        OBJECTIVE, MODEL.init, TX, how=how, devices=devices, sequential=True
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "how, num_devices", [("jit", 1), ("pmap", 4), ("shard_map", 2)]
+)
+def test_steps_in_one_dispatch_are_the_same_bits_as_one_by_one(how, num_devices, dtype):
+    devices = tuple(jax.devices()[:num_devices])
+    with jax.enable_x64(dtype == "float64"):
+        step = PARALLEL[how](
+            OBJECTIVE, MODEL.init, TX, devices=devices, sequential=True
+        )
+        state, train = in_one_precision((problem()[0], TRAIN), dtype)
+        infos = []
+        for k in range(6):
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(0), k), N)
+            rows = next_rows(k)
+            batch = jax.tree.map(lambda a, rows=rows: a[rows], train)
+            state, info = step(state, keys, batch)
+            infos.append(jax.device_get(info))
+        infos = jax.tree.map(lambda *a: np.stack(a), *infos)
+        expected = (jax.device_get(state), infos)
+        assert state.distilled.x.dtype == dtype
+        for sizes in ([1] * 6, [4, 2], [3, 3]):
+            assert_same(many(how, devices, dtype, sizes), expected, rtol=0, atol=0)
+
+
+def test_the_corpus_is_no_constant_of_the_program_and_it_compiles_once():
+    traces = []
+
+    def objective(distilled, theta_0, batch):
+        traces.append(1)
+        return (distilled * theta_0 * batch.x.sum()).sum()
+
+    tx = optax.sgd(0.1)
+    place, run = meta_steps(objective, jax.random.normal, tx)
+    train, after = place(TRAIN), []
+    for sentences in (train, train.replace(x=train.x * 2)):
+        state = jax.device_get(meta_init(tx, jnp.ones(3)))
+        for n in (1, 3, 4):
+            rows = np.zeros((4, 8), int)
+            state, _ = run(state, jax.random.key(0), rows, n, sentences, 2)
+        after.append(np.asarray(state.distilled))
+    assert len(traces) == 1
+    np.testing.assert_allclose(after[1] - 1, 2 * (after[0] - 1), rtol=1e-12)
+
+
+def test_several_devices_are_shared_by_default_and_unknown_ways_refused():
+    tx = optax.sgd(0.1)
+    place, _ = meta_steps(OBJECTIVE, MODEL.init, tx, devices="all")
+    assert place(np.ones(3)).devices() == set(jax.devices())
+    place, _ = meta_steps(OBJECTIVE, MODEL.init, tx, devices=jax.devices()[2:3])
+    assert place(np.ones(3)).devices() == {jax.devices()[2]}
+    with pytest.raises(ValueError, match=r"one of \['jit', .*\], got 'vmap'"):
+        meta_steps(OBJECTIVE, MODEL.init, tx, how="vmap")
+    with pytest.raises(ValueError, match="one device, got 4"):
+        meta_steps(OBJECTIVE, MODEL.init, tx, how="jit", devices="all")
+    with pytest.raises(ValueError, match="a list, \"all\" or None, got 'every'"):
+        meta_steps(OBJECTIVE, MODEL.init, tx, devices="every")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [1, 5, 8])
+def test_scores_are_the_same_bits_on_any_number_of_devices(n, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        state, held_out = in_one_precision((problem()[0], TRAIN), dtype)
+        lr = np.full((50, S), 0.5, dtype)
+
+        def one(key, batches, held_out):
+            theta, _ = unroll(LOSS, MODEL.init(key), batches, lr)
+            return theta["w"], LOSS(theta, held_out)
+
+        keys = jax.random.split(jax.random.key(1), n)
+        batches = state.distilled.batches
+        expected = jax.jit(
+            lambda keys, *args: jax.lax.map(lambda key: one(key, *args), keys)
+        )(keys, batches, held_out)
+        assert len(np.unique(expected[1])) == n
+        for devices in (None, "all", *(jax.devices()[:d] for d in (1, 2, 4))):
+            scores = over_devices(one, devices)(keys, batches, held_out)
+            assert_same(scores, expected, rtol=0, atol=0)
+
+
+def test_each_device_scores_its_share():
+    where = over_devices(lambda key: jax.lax.axis_index("init"), "all")
+    keys = jax.random.split(jax.random.key(1), 6)
+    assert where(keys).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_devices_of_a_flag():
+    assert parse_devices("") is None and parse_devices(None) is None
+    assert parse_devices("all") == "all"
+    assert parse_devices("2") == jax.devices()[:2]
+    for wrong in ("5", "0", "two", "-1"):
+        with pytest.raises(ValueError, match=f"\"all\" or .* 1 .. 4, got '{wrong}'"):
+            parse_devices(wrong)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (("127.0.0.1:1234", 2), "give all of coordinator .*, num_processes"),
+        ((None, 2, 0), "give all of coordinator .*, num_processes"),
+        (("auto", 2, 0), 'or coordinator="auto" alone, or none'),
+        (("127.0.0.1", 2, 0), "must be host:port, got '127.0.0.1'"),
+        (("127.0.0.1:1234", 2, 2), r"process_id must be in 0 .. 1, got 2"),
+    ],
+)
+def test_join_refuses_half_an_address(given, message):
+    with pytest.raises(ValueError, match=message):
+        join(*given)
+
+
+def test_join_alone_does_nothing():
+    join()
+    assert jax.process_count() == 1 and is_first_process() and first_says(7) == 7
+
+
+@pytest.mark.parametrize(
+    "before, message",
+    [
+        ("", "ValueError: coordinator is auto, but no cluster that JAX knows"),
+        ("jax.devices(); ", "RuntimeError: .*must be called before"),
+    ],
+)
+def test_join_auto_says_what_is_wrong(before, message):
+    code = f"import jax; from distill_jax import parallel; {before}"
+    given = '"auto"' if not before else '"127.0.0.1:1234", 2, 0'
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}parallel.join({given})"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert re.search(message, done.stderr), done.stderr
 
 
 def test_on_any_host_with_one_host():
@@ -173,10 +353,15 @@ def test_two_processes_equal_one(by_vmap, tmp_path):
         "raw_lr": state.distilled.raw_lr.tolist(),
         "meta_loss": [float(i.meta_loss) for i in infos],
     }
+    keys = jax.random.split(jax.random.key(0), 3)
+    scores = jax.vmap(lambda key: jax.random.normal(key))(keys).tolist()
     both = [json.loads(out.splitlines()[-1]) for out, _ in ended]
     assert both[0]["loop"] == both[1]["loop"]
     for said in both:
-        assert said["stopped"] == said["loop"][0] == 4  # one was told, both stopped
+        stops = [said["stopped"], *(resumed for resumed, _ in said["loop"])]
+        assert stops == [4, 4, 4]  # one was told, both stopped
         assert said.pop("any") == [True, False]
         for name in ("pmap", "shard_map"):
             assert_same(said[name], expected)
+        assert said["first"] == [10, said is both[0]]
+        assert said["scores"] == scores

@@ -1,4 +1,4 @@
-"""What the README says can be typed exists, and its marked Python runs."""
+"""What README.md and docs/ say can be typed exists, and marked Python runs."""
 
 import ast
 import importlib.util
@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 if not README.exists():
     pytest.skip("there is no README.md yet", allow_module_level=True)
-TEXT = README.read_text(encoding="utf-8")
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 FENCED = re.compile(
     r"^(?P<marked><!-- run -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$",
     re.DOTALL | re.MULTILINE,
@@ -168,8 +169,10 @@ def test_the_map_names_what_exists():
 
 
 def test_links_to_files_exist():
-    links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", TEXT)
-    assert [link for link in links if not (ROOT / link.split("#")[0]).exists()] == []
+    for page in PAGES:
+        links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", page.read_text("utf-8"))
+        gone = [k for k in links if not (page.parent / k.split("#")[0]).exists()]
+        assert gone == [], page
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))

@@ -189,7 +189,7 @@ def test_a_bad_budget(tmp_path, methods, message):
 
 def test_importing_it_is_cheap_and_drawing_needs_no_pyplot(tmp_path):
     code = (
-        "import sys; from distill_jax import report; assert 'matplotlib' not in "
+        "import sys; from distill_jax.report import plots; assert 'matplotlib' not in "
         "sys.modules; plots.plot_budget(sys.argv[1], {'random': [(1, 0.5, 0.1)]}); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

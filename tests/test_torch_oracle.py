@@ -12,7 +12,7 @@ from distill_jax import core, gradients, losses
 from distill_jax.models import MODELS
 from distill_jax.types import Batch, Distilled
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="PyTorch is the extra torch")
 reference = pytest.importorskip("benchmarks.torch_reference")
 
 S, E, B, L, D, C, N = 2, 2, 3, 6, 5, 3, 6

@@ -19,7 +19,7 @@ import optax
 from distill_jax import losses
 from distill_jax.core import meta_init, unroll, unrolled
 from distill_jax.loop import DistillResult, Interrupted, Schedule, distill
-from distill_jax.parallel import jit_meta_step
+from distill_jax.parallel import MetaSteps, meta_steps
 from distill_jax.types import Batch, Distilled, Model
 
 S, E, B, L, D, C = 2, 2, 2, 3, 4, 3
@@ -66,9 +66,17 @@ def problem():
     return jax.device_get(meta_init(TX, distilled)), real_batch(0)
 
 
+TRAIN = real_batch(1, 64)
+
+
+def next_rows(step: int) -> np.ndarray:
+    """Which of `TRAIN` are the real batch of a meta-step."""
+    return np.random.default_rng([5, step]).choice(len(TRAIN.y), 8, replace=False)
+
+
 @cache
-def step_fn():
-    return jit_meta_step(OBJECTIVE, MODEL.init, TX)
+def steps() -> MetaSteps:
+    return meta_steps(OBJECTIVE, MODEL.init, TX)
 
 
 @cache
@@ -87,12 +95,12 @@ def validate(distilled, key) -> float:
     return float(_accuracy()(distilled, key))
 
 
-def run(folder=None, *, next_batch=real_batch, **options) -> DistillResult:
+def run(folder=None, *, next_rows=next_rows, train=TRAIN, **options) -> DistillResult:
     """A run of 30 meta-steps, unless `options` say otherwise."""
-    options = {"step_fn": step_fn(), "schedule": SCHEDULE} | options
+    options = {"steps": steps(), "schedule": SCHEDULE} | options
     options = {"state": problem()[0], "validate": validate, "num_inits": 2} | options
     options = {"key": jax.random.key(3), "fingerprint": SETTINGS} | options
-    return distill(next_batch=next_batch, checkpoints=folder, **options)
+    return distill(next_rows=next_rows, train=train, checkpoints=folder, **options)
 
 
 def digest(result: DistillResult) -> str:
@@ -115,9 +123,9 @@ def main() -> None:
     parser.add_argument("--file_limit", type=int)
     args = parser.parse_args()
 
-    def next_batch(step):
+    def slow(step):
         time.sleep(args.sleep)
-        return real_batch(step)
+        return next_rows(step)
 
     def report(progress):
         print("step", progress.step, flush=True)
@@ -126,9 +134,7 @@ def main() -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (args.file_limit,) * 2)
 
     try:
-        result = run(
-            args.folder, next_batch=next_batch, resume=args.resume, report=report
-        )
+        result = run(args.folder, next_rows=slow, resume=args.resume, report=report)
     except (Interrupted, OSError) as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         raise SystemExit(1) from None

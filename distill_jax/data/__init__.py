@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill_jax.data.dataset import Dataset, Split
+from distill_jax.data.dataset import Dataset, Split, from_lists
 from distill_jax.data.embeddings import Vectors, from_file, glove, random_vectors
 from distill_jax.data.files import files
 from distill_jax.data.samples import bbc_news, imdb, rotten_tomatoes
@@ -21,6 +21,7 @@ __all__ = [
     "encode",
     "files",
     "from_file",
+    "from_lists",
     "glove",
     "imdb",
     "load",

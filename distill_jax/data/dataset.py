@@ -219,6 +219,44 @@ def assemble(
     )
 
 
+def from_lists(
+    texts: Sequence[str],
+    labels: Sequence[int | str] | np.ndarray,
+    *,
+    name: str = "lists",
+    validation: tuple[Sequence[str], Sequence[int | str]] | None = None,
+    test: tuple[Sequence[str], Sequence[int | str]] | None = None,
+) -> Dataset:
+    """A corpus from lists of texts and labels.
+
+    Args:
+        texts: N strings to train on.
+        labels: `[N]`, whole numbers or names; classes are in their sorted order.
+        name: of the corpus.
+        validation, test: `(texts, labels)`; carved from the first unless given.
+
+    Raises:
+        ValueError: for labels of both kinds, and as `assemble` does.
+    """
+    given = {"train": (texts, labels), "validation": validation, "test": test}
+    parts = {part: pair for part, pair in given.items() if pair is not None}
+    found = {label for _, of_part in parts.values() for label in np.asarray(of_part)}
+    kinds = {isinstance(label, str) for label in found}
+    if len(kinds) > 1 or not all(isinstance(f, str | np.integer) for f in found):
+        odd = next(f for f in found if not isinstance(f, str))
+        raise ValueError(
+            f"{name}: labels must be all whole numbers or all strings, got {odd!r}"
+        )
+    order = {label: i for i, label in enumerate(sorted(found))}
+    splits = {
+        part: make_split(some, [order[label] for label in np.asarray(of_part)])
+        for part, (some, of_part) in parts.items()
+    }
+    return assemble(
+        name, [str(label) for label in order], splits, provenance="lists", sha256={}
+    )
+
+
 def digest(path) -> str:
     """sha256 of a file, in hexadecimal."""
     with open(path, "rb") as file:

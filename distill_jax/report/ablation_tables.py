@@ -1,9 +1,7 @@
 """The table of ablations: all levers on, and each one off alone."""
 
-from collections.abc import Sequence
-
 from distill_jax.report import markdown
-from distill_jax.results import Row
+from distill_jax.results import Row, newest
 
 ALL_ON = "all on"
 HEAD = (
@@ -26,30 +24,39 @@ def ablation(results: dict[str, list[Row]]) -> str:
         results: rows by file; `ablation` is read.
     """
     rows = results["ablation"]
-    on = {_cell(row): row for row in rows if row["config"]["variant"] == ALL_ON}
-    newest: dict[tuple, dict[str, Row]] = {cell: {} for cell in on}
-    for row in rows:
-        base = on.get(_cell(row))
-        if base and row["config"]["all_on"] == base["config"]["all_on"]:
-            newest[_cell(row)][row["config"]["variant"]] = row
-    if not newest:
+    on = {
+        _cell(row): row
+        for row in newest([r for r in rows if _variant(r) == ALL_ON], _cell)
+    }
+    shown = newest(
+        [
+            row
+            for row in rows
+            if _cell(row) in on
+            and row["config"]["all_on"] == on[_cell(row)]["config"]["all_on"]
+        ],
+        _cell,
+        _variant,
+    )
+    if not shown:
         return markdown.no_rows("ablation")
     lines = [
         [
-            f"{dataset}, {model}",
-            f"{examples:,}",
-            variant.replace("theta_0", "θ0"),
+            f"{row['dataset']}, {row['model']}",
+            f"{row['examples']:,}",
+            _variant(row).replace("theta_0", "θ0"),
             markdown.percent(row["config"]["validation_accuracy"]),
             markdown.accuracy(row),
-            "-" if variant == ALL_ON else _points(row, variants[ALL_ON]),
+            "-" if _variant(row) == ALL_ON else _points(row, on[_cell(row)]),
         ]
-        for (dataset, model, examples), variants in newest.items()
-        for variant, row in variants.items()
+        for cell in on
+        for row in shown
+        if _cell(row) == cell
     ]
-    shown = [row for variants in newest.values() for row in variants.values()]
+    inits, seeds = (markdown.span(shown, name) for name in ("num_inits", "num_seeds"))
     return markdown.table(HEAD, lines) + (
-        f"Accuracy in %, on test mean ± sd over {_span(shown, 'num_inits')} random θ0 "
-        f"and {_span(shown, 'num_seeds')} distillation(s); the change is in points.\n\n"
+        f"Accuracy in %, on test mean ± sd over {inits} random θ0 and {seeds} "
+        "distillation(s); the change is in points.\n\n"
     )
 
 
@@ -57,10 +64,9 @@ def _cell(row: Row) -> tuple[str, str, int]:
     return row["dataset"], row["model"], row["examples"]
 
 
+def _variant(row: Row) -> str:
+    return row["config"]["variant"]
+
+
 def _points(row: Row, on: Row) -> str:
     return f"{100 * (row['accuracy_mean'] - on['accuracy_mean']):+.1f}"
-
-
-def _span(rows: Sequence[Row], name: str) -> str:
-    values = sorted({row[name] for row in rows})
-    return f"{values[0]}" if len(values) == 1 else f"{values[0]} to {values[-1]}"

@@ -1,27 +1,23 @@
 """The claims of the comparison paper (Anonymous 2022), each tested from rows.
 
-    python -m distill_jax.report.claims
-    python -m distill_jax.report.claims --transfer=text_cnn,bilstm --runs=runs
-
 Generality: distilled sentences beat real ones on every corpus. Stability: their
 accuracy varies less than that of random sentences. Transfer: they also teach another
 network than the one they were distilled with. For each the answer is yes, no or not
 told apart, by the 95 % interval of the mean over corpora: Student's t over the means
 of the corpora, as what holds for a few corpora is to hold for others.
 
-The first two need rows of experiments.compare alone. For the third `--transfer` trains
-the networks it names on the sets that experiments.compare left in `--runs`, and appends
-rows, see experiments.transfer.
+The first two need rows of experiments.compare alone, the third those of networks that
+were trained on the sets of another.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from distill_jax import statistics
-from distill_jax.report import verdict
-from distill_jax.results import Row
+from distill_jax.report import markdown, verdict
+from distill_jax.results import Row, find, newest
 
 TRANSFER = "transfer"  # the preset of rows that only the third claim reads
 SHARED_SETTINGS = (
@@ -131,14 +127,10 @@ def stability(rows: Sequence[Row]) -> list[Claim]:
                 if row["examples_per_class"] == budget and row["num_seeds"] > 1
             ]
             ours = [row for row in here if row["method"] == "distilled"]
-            random = [
-                row
-                for row in here
-                if (row["method"], row["labels"]) == ("random", "hard")
-            ]
+            random = find(here, method="random", labels="hard")
             if ours and random:
                 chosen = max(ours, key=lambda row: row["config"]["validation_accuracy"])
-                ratio = sd_ratio(chosen["accuracies"], random[-1]["accuracies"])
+                ratio = sd_ratio(chosen["accuracies"], random["accuracies"])
                 answer = _answer(ratio[1], ratio[2], less_than=1.0)
                 said = "{:.2f} [{:.2f}, {:.2f}]".format(*ratio)
                 pair = Pair(dataset, budget, *ratio, answer, f"{answer}: {said}")
@@ -152,28 +144,27 @@ def transfer(rows: Sequence[Row]) -> list[Claim]:
     Args:
         rows: of experiments.compare and experiments.transfer.
     """
-    moved: dict[tuple[str, str, str], list[Row]] = {}
-    key = "dataset model labels training examples_per_class".split()
-    newest: dict[tuple, Row] = {}
-    for row in rows:
-        if row["preset"] == TRANSFER and row["method"] == "distilled":
-            source = row["config"]["settings"]["source"]["model"]
-            newest[(source, *(row[k] for k in key))] = row
-    for (source, *_), row in newest.items():
-        moved.setdefault((row["dataset"], source, row["model"]), []).append(row)
+
+    def source_of(row: Row) -> str:
+        return row["config"]["settings"]["source"]["model"]
+
+    ours_of: dict[tuple[str, str, str], list[Row]] = {}
+    moved = [r for r in rows if (r["preset"], r["method"]) == (TRANSFER, "distilled")]
+    for row in newest(moved, source_of, *verdict.CELL):
+        key = (row["dataset"], source_of(row), row["model"])
+        ours_of.setdefault(key, []).append(row)
     evidence: dict[tuple[str, str], list[Pair]] = {}
-    for (dataset, source, model), ours in moved.items():
-        real: dict[tuple, Row] = {}
-        for row in rows:
-            if (
-                (row["dataset"], row["model"]) == (dataset, model)
-                and row["method"] not in ("distilled", *verdict.NOT_CHOSEN)
-                and same_protocol(row, ours[0])
-            ):
-                name = (row["method"], row["labels"], row["examples_per_class"])
-                real[name] = row
-        random = [row for row in real.values() if row["method"] == "random"]
-        for question, rivals in ((VS_RANDOM, random), (VS_BEST, list(real.values()))):
+    for (dataset, source, model), ours in ours_of.items():
+        real = [
+            row
+            for row in rows
+            if (row["dataset"], row["model"]) == (dataset, model)
+            and row["method"] not in ("distilled", *verdict.NOT_CHOSEN)
+            and same_protocol(row, ours[0])
+        ]
+        real = newest(real, "method", "labels", "examples_per_class")
+        random = [row for row in real if row["method"] == "random"]
+        for question, rivals in ((VS_RANDOM, random), (VS_BEST, real)):
             pairs = [_pair(dataset, v) for v in verdict.verdicts([*ours, *rivals])]
             evidence.setdefault((question.format(source), model), []).extend(pairs)
     return [
@@ -246,32 +237,30 @@ def answers(rows: Sequence[Row]) -> list[Claim]:
 
 
 def claims(results: dict[str, list[Row]]) -> str:
-    """A table of the claims and their answers, for the README.
+    """A table of the claims and their answers.
 
     Args:
         results: the rows of each file of `results/`; `compare` is read.
     """
     found = answers(results["compare"])
     if not found:
-        return "\nNo rows in `results/compare.jsonl` yet.\n\n"
+        return markdown.no_rows("compare")
     head = (
         "claim | network | corpora | yes / not told apart / no | mean over corpora "
         "| answer"
     )
-    lines = [head.split(" | "), ["---"] * 6]
-    for claim in found:
-        lines.append(
-            [
-                claim.question,
-                claim.network,
-                f"{len(claim.corpora)}",
-                _counts(claim),
-                _mean(claim),
-                f"**{claim.answer}**",
-            ]
-        )
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return f"\n{table}\n{_NOTE}\n\n"
+    lines = [
+        [
+            claim.question,
+            claim.network,
+            f"{len(claim.corpora)}",
+            _counts(claim),
+            _mean(claim),
+            f"**{claim.answer}**",
+        ]
+        for claim in found
+    ]
+    return markdown.table(head, lines) + f"{_NOTE}\n\n"
 
 
 def report(found: Sequence[Claim]) -> str:
@@ -291,14 +280,9 @@ def report(found: Sequence[Claim]) -> str:
     return "\n".join(lines)
 
 
-def _groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+def _groups(rows: Sequence[Row]) -> dict[tuple, list[Row]]:
     """The newest row of each cell without a preset, by corpus and network."""
-    key = "dataset model method labels training examples_per_class".split()
-    newest = {tuple(r[k] for k in key): r for r in rows if r["preset"] is None}
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in newest.values():
-        groups.setdefault((row["dataset"], row["model"]), []).append(row)
-    return groups
+    return verdict.groups([row for row in rows if row["preset"] is None])
 
 
 def _pair(dataset: str, v: verdict.Verdict) -> Pair:
@@ -349,114 +333,3 @@ def _mean(claim: Claim) -> str:
         form.format(scale * x) for x in (claim.value, claim.low, claim.high)
     )
     return value + ("" if np.isnan(claim.low) else f" [{low}, {high}]")
-
-
-def run(
-    results: str,
-    *,
-    targets: Sequence[str] = (),
-    dry_run: bool = False,
-    say: Callable[[str], None] = print,
-    **settings,
-) -> list[Claim]:
-    """Trains what transfer needs, if asked to, and answers the claims.
-
-    Args:
-        results: the file of the rows.
-        targets: networks to transfer to; none: only what rows tell.
-        dry_run: stop after the plan of the transfer.
-        say: where text goes.
-        **settings: of `transfer.run`.
-
-    Returns:
-        The claims; none of a dry run.
-
-    Raises:
-        FileNotFoundError: if there are no rows.
-        ValueError: as `transfer.run`, or where the rows tell of no claim.
-    """
-    from pathlib import Path
-
-    from distill_jax import results as result_rows
-
-    if not Path(results).is_file():
-        raise FileNotFoundError(
-            f"no {results}: run experiments.compare first, or name a file with "
-            "--results"
-        )
-    if targets:
-        from experiments import transfer as transferring
-
-        transferring.run(
-            results=results, targets=targets, dry_run=dry_run, say=say, **settings
-        )
-    if dry_run:
-        return []
-    found = answers(verdict.of_best_recipe(result_rows.read(results)))
-    if not found:
-        raise ValueError(
-            f"{results} has no budget with distilled and real examples: run "
-            "experiments.compare first"
-        )
-    say(report(found))
-    return found
-
-
-def main(argv: list[str]) -> None:
-    """Runs what the flags say."""
-    import os
-    from pathlib import Path
-
-    import jax
-    from absl import flags
-
-    from experiments.running import told_in_a_line
-
-    f = flags.FLAGS
-    with told_in_a_line(
-        argv,
-        "distill_jax.report.claims",
-        stopped=f"the cells that are done are in {f.results}; the same command goes on",
-    ):
-        if f.transfer and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-            cache = Path(f.runs) / "transfer-compiled"
-            jax.config.update("jax_compilation_cache_dir", str(cache))
-        run(
-            f.results,
-            targets=f.transfer,
-            dry_run=f.dry_run,
-            runs=f.runs,
-            corpora=f.corpora,
-            sources=f.sources,
-            budgets=f.budgets,
-            methods=f.methods,
-            full=f.full,
-            dataset=f.dataset,
-            vectors=f.vectors,
-        )
-
-
-def define_flags() -> None:
-    """The flags of this program."""
-    from absl import flags
-
-    flags.DEFINE_string("results", "results/compare.jsonl", "The file of the rows.")
-    flags.DEFINE_list("transfer", [], "Networks to train on the distilled sets.")
-    flags.DEFINE_string("runs", "runs", "Folder of the folders of experiments.compare.")
-    flags.DEFINE_list("corpora", [], "Of these corpora, as rows name them; or of all.")
-    flags.DEFINE_list("sources", [], "Distilled with these networks; or with any.")
-    flags.DEFINE_list("budgets", [], "At these examples per class; or at all.")
-    flags.DEFINE_string(
-        "methods", "selections", "Real examples to stand beside them, with commas."
-    )
-    flags.DEFINE_bool("full", False, "Train these networks on all training data too.")
-    flags.DEFINE_string("dataset", None, "Where the corpus is now, if there is one.")
-    flags.DEFINE_string("vectors", None, "Where the word vectors are now.")
-    flags.DEFINE_bool("dry_run", False, "Say what would be trained, and stop.")
-
-
-if __name__ == "__main__":
-    from absl import app
-
-    define_flags()
-    app.run(main)

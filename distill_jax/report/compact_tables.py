@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from distill_jax import results as rows_lib
 from distill_jax.report import markdown
 from distill_jax.results import Row
 
@@ -19,8 +20,7 @@ def comparable(row: Row, other: Row) -> bool:
 
 def newest(rows: Sequence[Row]) -> list[Row]:
     """The last row of each corpus, network, number of examples and form."""
-    by_form = {(*(r[name] for name in _SET), _form(r)): r for r in rows}
-    return list(by_form.values())
+    return rows_lib.newest(rows, *_SET, _form)
 
 
 def compact(results: dict[str, list[Row]]) -> str:
@@ -58,8 +58,7 @@ def compact(results: dict[str, list[Row]]) -> str:
     head = (
         "corpus, network | examples | form | bytes | accuracy | % of float32's accuracy"
     )
-    counts = sorted({row["num_inits"] for row in rows})
-    inits = " to ".join(f"{n}" for n in dict.fromkeys((counts[0], counts[-1])))
+    inits = markdown.span(rows, "num_inits")
     return markdown.table(head, lines) + (
         f"Test accuracy in %, mean ± sd over {inits} random θ0, the same for each form "
         "of a set, in the set's own order and step sizes. Bytes are those of all "

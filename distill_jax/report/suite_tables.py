@@ -7,7 +7,8 @@ import numpy as np
 
 from distill_jax import scores, statistics
 from distill_jax.report import markdown, verdict
-from distill_jax.results import Row
+from distill_jax.report.comparison_tables import of_preset
+from distill_jax.results import Row, find
 
 
 class Target(NamedTuple):
@@ -86,10 +87,8 @@ def suite(results: dict[str, list[Row]]) -> str:
     Args:
         results: rows by file; `compare` is read, of no preset.
     """
-    rows = _newest(results)
-    goals, eight = [], []
-    for dataset, model in dict.fromkeys((r["dataset"], r["model"]) for r in rows):
-        here = [r for r in rows if (r["dataset"], r["model"]) == (dataset, model)]
+    groups, goals, eight = of_preset(results, None), [], []
+    for (dataset, model), here in groups:
         goals += [
             _goal(t, model, here)
             for t in TARGETS
@@ -114,7 +113,7 @@ def suite(results: dict[str, list[Row]]) -> str:
         )
     if eight:
         text += _eight(eight)
-    return text + _hours(rows)
+    return text + _hours([row for _, here in groups for row in here])
 
 
 def _goal(t: Target, model: str, rows: Sequence[Row]) -> list[str]:
@@ -147,10 +146,15 @@ def _network(row: Row) -> list[Any]:
     return [settings.get(name) for name in ("network", "length", "train")]
 
 
+def _train(row: Row) -> int | None:
+    """How many examples were in the train split."""
+    return row["config"].get("settings", {}).get("train")
+
+
 def _of_all_data(row: Row, rows: Sequence[Row]) -> float | None:
     """What the row has beside it; or what the same network reached since then."""
-    full = [r["accuracy_mean"] for r in rows if r["method"] == "full"]
-    return row["full_accuracy_mean"] or (full[0] if full else None)
+    full = find(rows, method="full")
+    return row["full_accuracy_mean"] or (full["accuracy_mean"] if full else None)
 
 
 def _exceeds(got: float, t: Target) -> str:
@@ -235,29 +239,20 @@ def scored(rows: Sequence[Row], *, weight: float = scores.WEIGHT) -> list[Scored
         rows: of one corpus and network, one for each cell.
         weight: share of the improvement in the score.
     """
-    full = [row for row in rows if row["method"] == "full"]
     found = []
     for row in rows:
-        if row["method"] != "distilled" or not full:
-            continue
-
-        def same(method: str, labels: str, row: Row = row) -> Row | None:
-            return next(
-                (
-                    r
-                    for r in rows
-                    if (r["method"], r["labels"], r["training"])
-                    == (method, labels, "standard")
-                    and r["examples_per_class"] == row["examples_per_class"]
-                ),
-                None,
-            )
-
-        hard, random = same("distilled", "hard"), same("random", row["labels"])
-        if hard is None or random is None:
+        # A corpus may have been measured with a part of its examples at first.
+        full = find([r for r in rows if _train(r) == _train(row)], method="full")
+        alike: dict[str, Any] = {
+            "training": "standard",
+            "examples_per_class": row["examples_per_class"],
+        }
+        hard = find(rows, method="distilled", labels="hard", **alike)
+        random = find(rows, method="random", labels=row["labels"], **alike)
+        if row["method"] != "distilled" or not (full and hard and random):
             continue
         result = scores.label_robust(
-            full[0]["accuracy_mean"],
+            full["accuracy_mean"],
             hard["accuracy_mean"],
             row["accuracy_mean"],
             random["accuracy_mean"],
@@ -265,9 +260,9 @@ def scored(rows: Sequence[Row], *, weight: float = scores.WEIGHT) -> list[Scored
         )
         found.append(
             Scored(
-                *(row, hard, random, full[0], result),
-                _difference(full[0], hard),
-                _difference(row, random),
+                *(row, hard, random, full, result),
+                verdict.difference(full, hard),
+                verdict.difference(row, random),
             )
         )
     return found
@@ -279,9 +274,8 @@ def label_robust(results: dict[str, list[Row]]) -> str:
     Args:
         results: rows by file; `compare` is read, of no preset.
     """
-    rows, lines = _newest(results), []
-    for dataset, model in dict.fromkeys((r["dataset"], r["model"]) for r in rows):
-        here = [r for r in rows if (r["dataset"], r["model"]) == (dataset, model)]
+    lines = []
+    for (dataset, model), here in of_preset(results, None):
         lines += [
             [
                 f"{dataset}, {model}",
@@ -309,21 +303,6 @@ def label_robust(results: dict[str, list[Row]]) -> str:
     )
 
 
-def _difference(a: Row, b: Row) -> statistics.Difference:
-    return statistics.difference(
-        a["accuracies"],
-        b["accuracies"],
-        inits_a=a["config"]["inits"],
-        inits_b=b["config"]["inits"],
-    )
-
-
-def _newest(results: dict[str, list[Row]]) -> list[Row]:
-    names = "dataset model method labels training examples_per_class".split()
-    rows = [row for row in results["compare"] if row["preset"] is None]
-    return list({tuple(str(row[n]) for n in names): row for row in rows}.values())
-
-
 def _best(rows: Sequence[Row], budget: int, *, real: bool = False) -> Row | None:
     """By validation: of the distilled ones, or of real examples with hard labels."""
     of_kind = [
@@ -340,4 +319,4 @@ def _best(rows: Sequence[Row], budget: int, *, real: bool = False) -> Row | None
 
 
 def _points(d: statistics.Difference) -> str:
-    return f"{100 * d.difference:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+    return markdown.points(d.difference, d.low, d.high)

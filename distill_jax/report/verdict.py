@@ -7,10 +7,11 @@ the budgets; the interval redraws the sets of both sides and the theta_0.
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from distill_jax import statistics
-from distill_jax.results import Row
+from distill_jax.results import Row, grouped, newest
 
 ALPHA = 0.05
 NOT_CHOSEN = ("full", "majority")
@@ -25,6 +26,9 @@ TITLES = {
     "soft": "the same, with soft labels on both sides",
     "hard": "the same, with hard labels on both sides",
 }
+
+# One cell of a comparison: rows that agree in these measure the same thing.
+CELL = "dataset model method labels training examples_per_class".split()
 
 
 class Verdict(NamedTuple):
@@ -89,20 +93,32 @@ def verdicts(rows: Sequence[Row], question: str = "own") -> list[Verdict]:
                 real.append(row)
         if ours and real:
             pairs.append((budget, max(ours, key=_chosen), max(real, key=_chosen)))
-    found = [
-        statistics.difference(
-            ours["accuracies"],
-            real["accuracies"],
-            inits_a=ours["config"]["inits"],
-            inits_b=real["config"]["inits"],
-        )
-        for _, ours, real in pairs
-    ]
+    found = [difference(ours, real) for _, ours, real in pairs]
     adjusted = statistics.holm([d.p_value for d in found])
     return [
         Verdict(budget, question, ours, real, d, float(p))
         for (budget, ours, real), d, p in zip(pairs, found, adjusted, strict=True)
     ]
+
+
+def difference(a: Row, b: Row) -> statistics.Difference:
+    """Accuracy of one row less that of another, see `statistics.difference`."""
+    return _difference(
+        *(_frozen(r["accuracies"]) for r in (a, b)), *map(_inits, (a, b))
+    )
+
+
+@lru_cache(maxsize=1024)  # several tables ask the same, and each takes 10,000 draws
+def _difference(a: tuple, b: tuple, inits_a: tuple, inits_b: tuple):
+    return statistics.difference(a, b, inits_a=inits_a, inits_b=inits_b)
+
+
+def _inits(row: Row) -> tuple:
+    return _frozen(row["config"]["inits"])
+
+
+def _frozen(table: Sequence[Sequence]) -> tuple:
+    return tuple(map(tuple, table))
 
 
 def of_best_recipe(rows: Sequence[Row]) -> list[Row]:
@@ -135,6 +151,15 @@ def of_best_recipe(rows: Sequence[Row]) -> list[Row]:
         for row in rows
         if row["method"] != "distilled" or recipe(row) == recipe(best[cell(row)])
     ]
+
+
+def groups(rows: Sequence[Row]) -> dict[tuple, list[Row]]:
+    """The newest row of each cell, by corpus and network.
+
+    Args:
+        rows: of experiments.compare, of one preset or none.
+    """
+    return grouped(newest(rows, *CELL), "dataset", "model")
 
 
 def budgets(rows: Sequence[Row]) -> list[float]:

@@ -22,17 +22,15 @@ from distill_jax.report.page.common import (
     PERCENT,
     RESAMPLES,
     SHARED,
-    Row,
     faint_of,
-    grouped,
     levels_of,
     listed,
     need,
-    newest_of,
     point_at,
     settings_section,
 )
 from distill_jax.report.page.errata import errata_section
+from distill_jax.results import Row, grouped, newest
 from distill_jax.statistics import aulc, deficiency, summary
 
 _ACTIVE = SHARED + "round seed num_labelled n_tied_at_cut accuracies".split()
@@ -67,7 +65,7 @@ def page_of_active(rows: Sequence[Row], queried: Sequence[Queried] = ()) -> Page
             other numbers of labels or theta_0.
     """
     need(rows, _ACTIVE)
-    rows = newest_of(rows, ["dataset", "model", "method", "seed", "round"])
+    rows = newest(rows, "dataset", "model", "method", "seed", "round")
     sections, facts = [], []
     for (dataset, model), group in grouped(rows, "dataset", "model").items():
         section, areas = _rounds(f"{dataset}, {model}", group)

@@ -20,9 +20,9 @@ from distill_jax.report.page.blocks import (
     interval,
     percent,
 )
+from distill_jax.results import Row
 from distill_jax.statistics import summary
 
-Row = dict[str, Any]
 RESAMPLES = 2_000
 BOOTSTRAP = f"95 % intervals by bootstrap over seeds and θ0, {RESAMPLES:,} draws"
 PERCENT = "\u00a0%"  # never alone on a line
@@ -66,17 +66,6 @@ def need(rows: Sequence[Row], fields: Iterable[str]) -> None:
         missing = [name for name in fields if name not in row]
         if missing:
             raise ValueError(f"row {number} lacks {', '.join(missing)}")
-
-
-def newest_of(rows: Sequence[Row], key: Sequence[str]) -> list[Row]:
-    return list({tuple(as_json(row.get(k)) for k in key): row for row in rows}.values())
-
-
-def grouped(rows: Sequence[Row], *key: str) -> dict[tuple, list[Row]]:
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[k] for k in key), []).append(row)
-    return groups
 
 
 def chosen_of(rows: Sequence[Row]) -> list[Row]:

@@ -17,20 +17,18 @@ from distill_jax.report.page.blocks import (
 )
 from distill_jax.report.page.common import (
     SHARED,
-    Row,
     accuracy_of,
     chosen_of,
     faint_of,
-    grouped,
     levels_of,
     listed,
     mean_of,
     need,
-    newest_of,
     numbers_of,
     settings_section,
 )
 from distill_jax.report.page.errata import errata_section
+from distill_jax.results import Row, grouped, newest
 
 _COMPARED = (
     SHARED
@@ -83,7 +81,7 @@ def page_of_comparison(rows: Sequence[Row], verdicts: Sequence[Verdict] = ()) ->
     """
     need(rows, _COMPARED)
     key = "dataset model method labels training theta_0 preset split examples".split()
-    rows = newest_of(rows, key)
+    rows = newest(rows, *key)
     groups = grouped(rows, "dataset", "model")
     facts, wins = [], []
     for (dataset, model), group in groups.items():

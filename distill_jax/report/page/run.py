@@ -22,7 +22,6 @@ from distill_jax.report.page.common import (
     BOOTSTRAP,
     PERCENT,
     SHARED,
-    Row,
     accuracy_of,
     levels_of,
     need,
@@ -30,6 +29,7 @@ from distill_jax.report.page.common import (
     point_at,
     settings_section,
 )
+from distill_jax.results import Row, find, newest
 
 _NOT_CHOSEN = ("distilled", "full", "majority")
 _MOST_SENTENCES = 50  # of a kind on one page: a browser must scroll through it
@@ -64,11 +64,12 @@ def page_of_run(
             do not fit.
     """
     need(rows, SHARED)
-    newest = {row["method"]: row for row in rows}
-    if "distilled" not in newest:
-        raise ValueError(f"no row is of distilled sentences; there are {list(newest)}")
-    best = newest["distilled"]
-    real = [row for name, row in newest.items() if name not in _NOT_CHOSEN]
+    rows = newest(rows, "method")
+    names = [row["method"] for row in rows]
+    best = find(rows, method="distilled")
+    if best is None:
+        raise ValueError(f"no row is of distilled sentences; there are {names}")
+    real = [row for row in rows if row["method"] not in _NOT_CHOSEN]
     rival = max(real, key=lambda row: row["accuracy_mean"], default=None)
     full, majority = levels_of(rows)
     said = (
@@ -103,9 +104,9 @@ def page_of_run(
                 row.get("num_seeds"),
                 row.get("num_inits"),
             )
-            for row in newest.values()
+            for row in rows
         ],
-        strong=[list(newest).index("distilled")],
+        strong=[names.index("distilled")],
     )
     sections = [
         Section(
@@ -130,7 +131,7 @@ def page_of_run(
             ],
         ),
         Section("Distilled sentences", _sentences(y, label_names, nearest)),
-        settings_section(list(newest.values())),
+        settings_section(rows),
     ]
     title = f"{best['dataset']}: {best['examples']:,} distilled sentences"
     return Page(title, said + ".", facts, sections)

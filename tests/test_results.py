@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from distill_jax import results
+from distill_jax import results, schema
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "results").glob("*.jsonl"))
@@ -109,7 +109,7 @@ def test_further_fields_come_after_the_others(tmp_path, make):
     results.append(tmp_path / "rows.jsonl", [row])
     (read,) = results.read(tmp_path / "rows.jsonl")
     assert read == row
-    names = list(results.EXPERIMENT_FIELDS)
+    names = list(schema.EXPERIMENT_FIELDS)
     assert list(read)[: len(names)] == names and len(read) > len(names)
 
 
@@ -136,7 +136,7 @@ def test_bad_further_fields_are_named(row, message):
 
 @pytest.mark.parametrize("make", [compare_row, active_row])
 def test_missing_further_fields_are_named(make):
-    for name in make().keys() - results.EXPERIMENT_FIELDS.keys() - {"accuracies"}:
+    for name in make().keys() - schema.EXPERIMENT_FIELDS.keys() - {"accuracies"}:
         row = make()
         del row[name]
         with pytest.raises(ValueError, match=f"missing fields: {name}"):
@@ -152,7 +152,7 @@ def test_reads_what_was_appended(tmp_path):
     results.append(path, [second, first])
     assert results.read(path) == [first, second, first]
     assert path.read_bytes().startswith(one_line)
-    assert list(json.loads(one_line)) == list(results.EXPERIMENT_FIELDS)
+    assert list(json.loads(one_line)) == list(schema.EXPERIMENT_FIELDS)
     results.append(tmp_path / "speed.jsonl", [speed_row()])
     assert results.read(tmp_path / "speed.jsonl") == [speed_row()]
 
@@ -176,6 +176,8 @@ def test_reads_what_was_appended(tmp_path):
         ({"config": {"x": float("inf")}}, "finite JSON values"),
         ({"config": {"x": {1}}}, "finite JSON values"),
         ({"examples": -1}, "examples must not be negative"),
+        ({"data": "abc"}, "data must be a sha256, 64 hexadecimal digits, got 'abc'"),
+        ({"data": None}, "data must be str, got None"),
     ],
 )
 def test_a_bad_row_is_named_and_nothing_is_written(tmp_path, change, message):
@@ -225,7 +227,7 @@ def test_a_full_disk_adds_nothing(tmp_path, monkeypatch, kept):
 def test_two_processes_append_to_one_file(tmp_path):
     path = tmp_path / "rows.jsonl"
     code = (
-        "import sys; from distill_jax import results; from tests.test_rows import *\n"
+        "import sys\nfrom tests.test_results import *\n"
         "for k in range(100):\n"
         "    results.append(sys.argv[1], [compare_row(method=sys.argv[2], bytes=k)])"
     )
@@ -253,6 +255,8 @@ def test_machine_paths_are_cut(tmp_path, monkeypatch):
         "python -m experiments.distill --dataset=sst5 --output=runs/one '--x=a b'"
     )
     assert results.command(["/opt/bin/run.py"]) == "python run.py"
+    program = str(ROOT / "distill_jax" / "__main__.py")
+    assert results.command([program, "distill"]) == "python -m distill_jax distill"
     assert results.portable(
         {"a": ["~/data/x.csv", "../shared/data/sst5", "tfds:glue/sst2", 3]}
     ) == {"a": ["x.csv", "../shared/data/sst5", "tfds:glue/sst2", 3]}
@@ -289,14 +293,18 @@ def test_commit_names_the_checkout(tmp_path):
             text=True,
         ).stdout.strip()
 
-    (tmp_path / "experiments").mkdir()
+    (tmp_path / "distill_jax").mkdir()
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "distill.jsonl").touch()
-    (tmp_path / "experiments" / "__init__.py").touch()
-    copy = tmp_path / "experiments" / "rows.py"
-    copy.write_text(Path(results.__file__).read_text())
+    (tmp_path / "distill_jax" / "__init__.py").touch()
+    for name in ("schema.py", "results.py"):
+        copy = tmp_path / "distill_jax" / name
+        copy.write_text((ROOT / "distill_jax" / name).read_text())
     assert commit() == "unknown"
     git("init", "-q")
+    git("add", "results")
+    git("commit", "-q", "-m", "not of this package")
+    assert commit() == "unknown"
     git("add", ".")
     git("commit", "-q", "-m", "first")
     assert re.fullmatch("[0-9a-f]{7,}", commit())
@@ -304,6 +312,130 @@ def test_commit_names_the_checkout(tmp_path):
     assert "dirty" not in commit()
     copy.write_text(copy.read_text() + "\n")
     assert re.fullmatch(r"[0-9a-f]{7,}\+dirty", commit())
+
+
+def built(accuracies, **changes):
+    facts = {
+        "experiment": "distill",
+        "dataset": "sst2",
+        "model": "bag",
+        "method": "distilled",
+        "examples": 4,
+        "num_classes": 2,
+        "num_train": 100,
+        "labels": "soft",
+        "training": "native",
+        "full": 0.8,
+        "majority": 0.5,
+        "seconds": 1.0,
+        "config": {"meta_lr": 0.01},
+    }
+    return results.build(accuracies=accuracies, **facts | changes)
+
+
+FURTHER = {
+    "interval": [0.5, 0.7],
+    "chance_corrected": None,
+    "labels_read": 100,
+    "compute_seconds": 1.0,
+}
+ROUND = {"round": 1, "seed": 3, "num_labelled": 4, "n_tied_at_cut": None}
+
+
+def test_a_row_is_built_from_its_accuracies(tmp_path):
+    row = built([[0.5, 0.7], [0.6, 0.6]])
+    assert row.accuracy_mean == pytest.approx(0.6)
+    assert row.accuracy_sd == pytest.approx((0.02 / 3) ** 0.5)
+    assert (row.num_seeds, row.num_inits) == (2, 2)
+    assert (row.examples_per_class, row.fraction_of_train) == (2, 0.04)
+    assert row.relative_accuracy == pytest.approx(0.75)
+    assert list(row) == list(schema.EXPERIMENT_FIELDS)
+    one = built([0.6], full=None)
+    assert (one.num_seeds, one.num_inits, one.accuracy_sd) == (1, 1, None)
+    assert one.full_accuracy_mean is one.relative_accuracy is None
+    results.append(tmp_path / "rows.jsonl", [row])
+    assert results.read(tmp_path / "rows.jsonl") == [row]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "more", "kept"),
+    [
+        ([[0.5, 0.7], [0.6, 0.6]], FURTHER, [[0.5, 0.7], [0.6, 0.6]]),
+        ([0.5, 0.7], FURTHER, [[0.5, 0.7]]),
+        ([0.5, 0.7], ROUND, [0.5, 0.7]),
+    ],
+)
+def test_further_fields_bring_the_accuracies_along(accuracies, more, kept):
+    row = built(accuracies, data="0" * 64, **more)
+    assert row.accuracies == kept
+    assert list(row)[-1] == "data"
+
+
+@pytest.mark.parametrize("name", ["compare", "active_learning"])
+def test_committed_rows_are_built_again_to_the_digit(name, monkeypatch):
+    told = ("device", "commit", "command")
+    for field in told:
+        monkeypatch.setattr(results, field, lambda: "elsewhere")
+    derived = "accuracy_mean accuracy_sd num_inits num_seeds relative_accuracy".split()
+    derived += ["examples_per_class", "fraction_of_train", *told]
+    rows = results.read(ROOT / "results" / f"{name}.jsonl")
+    assert rows
+    for row in rows:
+        facts = {k: v for k, v in row.items() if k not in derived}
+        full, majority = facts.pop("full_accuracy_mean"), facts.pop("majority_accuracy")
+        n = row.examples  # none of the majority: any C and N give 0
+        again = results.build(
+            num_classes=round(n / row.examples_per_class) if n else 2,
+            num_train=round(n / row.fraction_of_train) if n else 2,
+            full=full,
+            majority=majority,
+            **facts,
+        )
+        assert list(again) == list(row)
+        assert again == row | dict.fromkeys(told, "elsewhere")
+
+
+def test_a_row_with_a_field_of_no_schema_is_not_built():
+    with pytest.raises(ValueError, match="unknown fields: colour"):
+        built([0.5], colour=1)
+    with pytest.raises(AttributeError, match="no field 'accuracies' in this row"):
+        _ = built([0.5]).accuracies
+
+
+def test_the_newest_row_of_a_key_counts():
+    rows = [
+        experiment_row(method=method, examples=n, config={"lr": lr, "seed": 0})
+        for method, n, lr in [("a", 1, 1), ("b", 1, 1), ("a", 1, 2), ("a", 2, 2)]
+    ]
+    assert results.newest(rows, "method", "examples") == [rows[2], rows[1], rows[3]]
+    by_lr = results.newest(rows, "config", lambda row: row["method"])
+    assert by_lr == [rows[0], rows[1], rows[3]]
+    assert results.find(rows, method="a", examples=1) == rows[2]
+    assert results.find(rows, method="a", config={"lr": 1}) == rows[0]
+    assert results.find(rows, method="c") is None
+
+
+def test_a_row_answers_only_for_the_data_it_was_made_of():
+    one, other = "1" * 64, "2" * 64
+    old, row = experiment_row(), experiment_row(data=one)
+    wanted = {"method": "distilled", "config": {"meta_lr": 0.01}, "data": one}
+    assert results.same(row, wanted)
+    assert not results.same(row, wanted | {"data": other})
+    assert not results.same(row, wanted | {"method": "random"})
+    assert not results.same(row, wanted | {"config": {"meta_lr": 0.02}})
+    assert not results.same(row, wanted | {"config": {"colour": None}})
+    assert not results.same(old, wanted)
+    assert results.find([old, row, old], **wanted) is row
+    assert results.find([old], **wanted | {"data": None}) is None
+    with pytest.raises(ValueError, match="must name its `data`"):
+        results.same(old, {"method": "distilled"})
+
+
+def test_rows_of_a_user_and_of_the_project_are_apart(tmp_path):
+    assert results.place("distill") == Path("runs/distill.jsonl")
+    assert results.place("distill", publish=True) == Path("results/distill.jsonl")
+    given = tmp_path / "mine.jsonl"
+    assert results.place("distill", publish=True, given=given) == given
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)

@@ -2,35 +2,36 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import optax
 
-from distill_jax import artifact, data, losses
-from distill_jax import results as result_rows
-from distill_jax.task import Task, check_model, prepare
-from distill_jax.types import Distilled
-from experiments.recipe import INNER_TX, Config
+from distill_jax import artifact, data, parallel
+from distill_jax.distill import INNER_TX, Distillation
+from distill_jax.names import described, name_of
+from distill_jax.results import portable
+from distill_jax.task import Task, make_task, model_maker, with_model
+from distill_jax.train import Native, TrainingSet, train
+from distill_jax.types import Batch, Params
 
 
 def save(
+    found: Distillation,
     folder: str | Path,
-    config: Config,
-    task: Task,
-    distilled: Distilled,
-    results: dict[str, float],
+    *,
+    results: Mapping[str, Any] | None = None,
+    source: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes what was learned, with a card that says how to use it.
 
     Args:
+        found: from `distill`.
         folder: of the artefact.
-        config: the settings of the run.
-        task: what it learned from.
-        distilled: what it learned.
-        results: mean test accuracy of each method.
+        results: mean test accuracy of each method, say.
+        source: where corpus and vectors came from: arguments of `task_of`.
 
     Returns:
         The folder.
@@ -38,8 +39,14 @@ def save(
     Raises:
         OSError: as `artifact.save`.
     """
+    task, recipe = found.task, found.recipe
+    told = {"seed": found.seed, "recipe": recipe.described, **dict(source or {})}
     card = {
-        "corpus": {"name": task.dataset.name, "sha256": dict(task.dataset.sha256)},
+        "corpus": {
+            "name": task.dataset.name,
+            "sha256": dict(task.dataset.sha256),
+            "data": task.sha256,
+        },
         "label_names": list(task.dataset.label_names),
         "vocabulary": {
             "sha256": task.vectors.vocabulary.sha256,
@@ -49,18 +56,71 @@ def save(
             "scale": task.scale,
         },
         "model": {
-            "name": config.model,
-            "settings": config.network,
+            "name": task.model_name,
+            "settings": described(dict(task.model_settings)),
         },
-        "inner_optimizer": config.inner_optimizer,
+        "inner_optimizer": name_of(recipe.inner.optimizer),
         "preprocessing": {
             "tokeniser": "distill_jax.data.tokenize",
-            "length": config.length,
+            "length": task.length,
         },
-        "results": results,
-        "config": result_rows.portable(dataclasses.asdict(config)),
+        "results": dict(results or {"validation": found.accuracy}),
+        "config": portable(told),
     }
-    return artifact.save(folder, artifact.from_distilled(distilled), card)
+    return artifact.save(folder, artifact.from_distilled(found.best), card)
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A distilled set from disk; see `load`.
+
+    Attributes:
+        artifact: its tensors and card.
+        inner_tx: the direction of an inner step.
+        task: what it is trained and judged on; None until it is asked for.
+    """
+
+    artifact: artifact.Artifact
+    inner_tx: optax.GradientTransformation
+    task: Task
+
+    @property
+    def native(self) -> Native:
+        """The set in its own order and step sizes."""
+        return Native(artifact.to_distilled(self.artifact), self.inner_tx)
+
+    def batch(self) -> Batch:
+        """All of its sentences, `[n, L, D]`, with their labels."""
+        batches = self.native.distilled.batches
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), batches)
+
+    def train(
+        self,
+        keys: jax.Array,
+        *,
+        way: str = "native",
+        devices: parallel.Devices = None,
+    ) -> Params:
+        """Fresh networks trained on the set, leaves `[R, ...]`; see `train.train`."""
+        native = self.native if way == "native" else None
+        one = TrainingSet(self.batch(), native)
+        return train(self.task, one, keys=keys, devices=devices)
+
+
+def load(folder: str | Path, task: Task | None = None, **where: Any) -> Saved:
+    """A distilled set from its folder, ready to train on.
+
+    Args:
+        folder: of the artefact.
+        task: what it is trained on; read as its card says unless given.
+        where: as for `task_of`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `artifact.load` and `task_of`.
+    """
+    found = artifact.load(folder)
+    tx = inner_tx_of(found.card)
+    return Saved(found, tx, task or task_of(found, **where))
 
 
 def inner_tx_of(card: dict[str, Any]) -> optax.GradientTransformation:
@@ -86,7 +146,7 @@ def task_of(
     data_dir: str | None = None,
     download: bool = False,
     vectors: str | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Task:
     """The corpus, word vectors and network of an artefact, checked against its card.
 
@@ -102,7 +162,7 @@ def task_of(
     """
     card, made = saved.card, saved.card.get("config", {})
     name, settings = card["model"]["name"], card["model"]["settings"]
-    check_model(name, settings)
+    model_maker(name, settings)
     corpus = data.load(
         dataset
         or _found(
@@ -126,28 +186,21 @@ def task_of(
             f"Warning: {corpus.name} is not the corpus that this was learned from, "
             f"{card['corpus']['name']}: their sha256 differ."
         )
-    task = prepare(
+    task = make_task(
         corpus,
-        model=name,
-        model_settings=settings,
-        vectors=vectors
+        name,
+        embedder=vectors
         or _found(
             "vectors", made.get("vectors"), lambda name: name in ("glove", "random")
         ),
         length=card["preprocessing"]["length"],
         seed=made.get("seed", 0),
+        **settings,
     )
     _check_vectors(task, saved)
     # Its sentences live where its words did, also if this corpus has others.
     task = dataclasses.replace(task, scale=card["vocabulary"].get("scale", task.scale))
-    return with_network(task, name, settings)
-
-
-def with_network(task: Task, name: str, settings: dict[str, Any]) -> Task:
-    """The same task for another network, on `table * scale`."""
-    table = jnp.asarray(task.vectors.table * task.scale)
-    model = check_model(name, settings)(table, task.num_classes, **settings)
-    return dataclasses.replace(task, model=model, loss_fn=losses.cross_entropy(model))
+    return with_model(task, name, **settings)
 
 
 def _found(flag: str, name: str | None, is_name: Callable[[str], bool]) -> str:
