@@ -68,6 +68,7 @@ def from_distilled(distilled: Distilled) -> dict[str, np.ndarray]:
     """
     names = [*AXES, "mask"] if distilled.ragged else AXES
     arrays = {name: np.asarray(getattr(distilled, name)) for name in names}
+    arrays |= {f"more.{name}": np.asarray(a) for name, a in distilled.more.items()}
     return {
         name: a if a.dtype.kind == "f" else a.astype(np.float32)
         for name, a in arrays.items()
@@ -81,6 +82,11 @@ def to_distilled(artifact: Artifact) -> Distilled:
         jnp.asarray(arrays["x"]),
         jnp.asarray(arrays["y_logits"]),
         jnp.asarray(arrays["raw_lr"]),
+        more={
+            name.removeprefix("more."): jnp.asarray(a)
+            for name, a in arrays.items()
+            if name.startswith("more.")
+        },
         ragged="mask" in arrays,
     )
 
@@ -266,6 +272,15 @@ def _check_arrays(arrays: dict[str, np.ndarray]) -> dict[str, int]:
         if not fits:
             raise ValueError(
                 f"{name} must be [{', '.join(map(str, expected))}], got {list(a.shape)}"
+            )
+        if a.dtype.kind != "f" or not np.isfinite(a).all():
+            raise ValueError(f"{name} must be finite floats, got {a.dtype}, or has NaN")
+    for name, a in arrays.items():
+        if not name.startswith("more."):
+            continue
+        if a.shape[:2] != (sizes["S"], sizes["B"]):
+            raise ValueError(
+                f"{name} must be [{sizes['S']}, {sizes['B']}, ...], got {list(a.shape)}"
             )
         if a.dtype.kind != "f" or not np.isfinite(a).all():
             raise ValueError(f"{name} must be finite floats, got {a.dtype}, or has NaN")

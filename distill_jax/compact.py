@@ -72,6 +72,8 @@ def quantise(distilled: Distilled, kind: str) -> dict[str, np.ndarray]:
     rest = "float32" if kind == "float32" else "float16"
     for name in ("y_logits", "raw_lr"):
         stored |= _small(name, getattr(distilled, name), rest)
+    for name, a in distilled.more.items():
+        stored |= _small(f"more.{name}", a, rest)
     return stored
 
 
@@ -90,6 +92,8 @@ def restore(arrays: dict[str, np.ndarray]) -> Distilled:
     kept = arrays.get("x.kept")
     if kept is not None:
         arrays = {name: a for name, a in arrays.items() if name != "x.kept"}
+    more = {n[5:]: a for n, a in arrays.items() if n.startswith("more.")}
+    arrays = {n: a for n, a in arrays.items() if not n.startswith("more.")}
     names = {n for n in arrays if n[0] == "x" and not n.endswith(".scale")}
     scales = {f"{n}.scale" for n in names if arrays[n].dtype == np.int8}
     form = next((f for f, parts in _PARTS.items() if names == set(parts)), None)
@@ -115,7 +119,8 @@ def restore(arrays: dict[str, np.ndarray]) -> Distilled:
     if kept is not None:
         x = _spread(x, kept)
     rest = (arrays[n].astype(np.float32) for n in ("y_logits", "raw_lr"))
-    return Distilled(x, *map(jnp.asarray, rest), ragged=kept is not None)
+    more = {n: jnp.asarray(a.astype(np.float32)) for n, a in more.items()}
+    return Distilled(x, *map(jnp.asarray, rest), more=more, ragged=kept is not None)
 
 
 def _spread(words: jax.Array, kept: np.ndarray) -> jax.Array:
@@ -367,13 +372,13 @@ def compress(distilled: Distilled, parametrisation: Parametrisation) -> Distille
     if distilled.ragged:
         raise ValueError("sentences of learned lengths are stored whole, not factored")
     x = parametrisation.compress(distilled.x)
-    return Distilled(x, distilled.y_logits, distilled.raw_lr)  # type: ignore[arg-type]
+    return distilled.replace(x=x)  # type: ignore[attr-defined]
 
 
 def expand(distilled: Distilled, parametrisation: Parametrisation) -> Distilled:
     """The set itself, from one with factors in place of `x`."""
     x = parametrisation.expand(distilled.x)
-    return Distilled(x, distilled.y_logits, distilled.raw_lr)
+    return distilled.replace(x=x)  # type: ignore[attr-defined]
 
 
 def composed(objective: Objective, parametrisation: Parametrisation) -> Objective:

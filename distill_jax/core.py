@@ -22,11 +22,13 @@ from distill_jax.types import (
     Batch,
     Distilled,
     InitFn,
+    Keyed,
     LossFn,
     MetaInfo,
     MetaState,
     Objective,
     Params,
+    as_loss,
 )
 
 SGD = optax.identity()
@@ -63,7 +65,7 @@ def frozen_once(loss_fn: LossFn, batches: Batch) -> Batch:
 
     It is the same at every step, so it is not left to the steps.
     """
-    frozen = getattr(loss_fn, "frozen", None)
+    frozen = as_loss(loss_fn).frozen
     return batches if frozen is None else frozen(batches)
 
 
@@ -169,8 +171,8 @@ def meta_grad(
     """Mean objective and mean gradient over the random starts of `keys`.
 
     Args:
-        objective: `(distilled, theta_0, batch) -> scalar`; one with an attribute
-            `keyed` that is true takes a key of its own after the batch.
+        objective: `(distilled, theta_0, batch) -> scalar`; a `Keyed`
+            one takes a key of its own after the batch.
         init_fn: `(key) -> theta_0`; a fixed start ignores its key.
         distilled: what the gradient is taken for.
         keys: `[N]`, one for each theta_0; consumed.
@@ -184,7 +186,7 @@ def meta_grad(
 
     def loss_and_grad(key):
         own = ()
-        if getattr(objective, "keyed", False):  # theta_0 stays what it is without
+        if isinstance(objective, Keyed):  # theta_0 stays what it is without
             own = (jax.random.fold_in(key, jnp.uint32(2**32 - 1)),)
         return jax.value_and_grad(objective)(distilled, init_fn(key), batch, *own)
 

@@ -19,14 +19,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from distill_jax.types import Batch, LossFn, Params
+from distill_jax.types import Batch, LossFn, Params, as_loss
 
 
 def mixed_mode(loss_fn: LossFn) -> Callable[[Params, Batch], tuple[jax.Array, Params]]:
     """Makes the inner gradient whose own derivative is forward-over-reverse.
 
-    A drop-in for `jax.value_and_grad`: same value, same derivative for theta, `x`
-    and `y`. The loss it returns is a report and carries no derivative, and neither
+    A drop-in for `jax.value_and_grad`: same value, same derivative for theta and
+    every float leaf of the batch. The loss it returns is a report and carries no derivative, and neither
     does the mask. A `loss_fn` with a `route` makes its discrete choices once a step.
 
     Args:
@@ -35,11 +35,21 @@ def mixed_mode(loss_fn: LossFn) -> Callable[[Params, Batch], tuple[jax.Array, Pa
     Returns:
         `(theta, batch) -> (loss, gradient)`.
     """
-    route_fn = getattr(loss_fn, "route", None)
+    route_fn = as_loss(loss_fn).route
 
-    def loss_at(theta, x, y, mask, route):
+    def moving(batch):  # the float leaves but the mask, None for the others
+        keep = lambda a: a if jnp.issubdtype(a.dtype, jnp.floating) else None  # noqa: E731
+        return jax.tree.map(keep, batch.replace(mask=None))
+
+    def loss_at(theta, leaves, batch, route):
         choices = {} if route is None else {"route": route}
-        return loss_fn(theta, Batch(x, mask, y), **choices)
+        batch = jax.tree.map(
+            lambda leaf, a: a if leaf is None else leaf,
+            leaves,
+            batch,
+            is_leaf=lambda leaf: leaf is None,
+        )
+        return loss_fn(theta, batch, **choices)
 
     @jax.custom_vjp
     def value_and_grad(theta, batch):
@@ -50,26 +60,17 @@ def mixed_mode(loss_fn: LossFn) -> Callable[[Params, Batch], tuple[jax.Array, Pa
         # is hoisted out of the loop and kept for every step.
         t, b = lax.optimization_barrier((theta, batch))
         route = None if route_fn is None else route_fn(t, b)
-        out = jax.value_and_grad(loss_at)(t, b.x, b.y, b.mask, route)
+        out = jax.value_and_grad(loss_at)(t, moving(b), b, route)
         return out, (theta, batch, route)
 
     def backward(saved, cotangent):
         theta, batch, route = lax.optimization_barrier(saved)
         _, v = cotangent
-        tokens = jnp.issubdtype(batch.x.dtype, jnp.integer)
 
         def grads(theta):
-            if tokens:
-                g_theta, g_y = jax.grad(loss_at, (0, 2))(
-                    theta, batch.x, batch.y, batch.mask, route
-                )
-                return g_theta, None, g_y
-            return jax.grad(loss_at, (0, 1, 2))(
-                theta, batch.x, batch.y, batch.mask, route
-            )
+            return jax.grad(loss_at, (0, 1))(theta, moving(batch), batch, route)
 
-        _, (H_theta, H_x, H_y) = jax.jvp(grads, (theta,), (v,))
-        return H_theta, Batch(x=H_x, mask=None, y=H_y)  # type: ignore[arg-type]
+        return jax.jvp(grads, (theta,), (v,))[1]
 
     value_and_grad.defvjp(forward, backward)
     return value_and_grad

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from distill_jax.types import Batch, LossFn, Model, Params
+from distill_jax.types import Batch, Loss, Model, Params
 
 
 def logits_fn(model: Model) -> Callable[..., jax.Array]:
@@ -35,7 +35,7 @@ def route_fn(model: Model) -> Callable[[Params, Batch], object] | None:
     return route
 
 
-def cross_entropy(model: Model) -> LossFn:
+def cross_entropy(model: Model) -> Loss:
     """Makes the mean cross-entropy in nats, for hard and soft labels alike.
 
     Rows of `batch.y` that are all zero (padding of a last batch) count for nothing.
@@ -49,9 +49,8 @@ def cross_entropy(model: Model) -> LossFn:
         count = jnp.maximum((batch.y != 0).any(-1).sum(), 1)
         return -(batch.y * log_probs).sum() / count
 
-    loss.route = route_fn(model)
-    loss.frozen = None if model.frozen is None else partial(frozen_part, model)
-    return loss
+    frozen = None if model.frozen is None else partial(frozen_part, model)
+    return Loss(loss, route_fn(model), frozen)
 
 
 def num_correct(model: Model) -> Callable[[Params, Batch], jax.Array]:
@@ -90,4 +89,4 @@ def frozen_part(model: Model, batch: Batch) -> Batch:
         return batch
     rows = x.reshape(-1, *x.shape[mask.ndim - 1 :])
     d = model.frozen(rows, mask.reshape(-1, mask.shape[-1]))
-    return Batch(d.reshape(*mask.shape[:-1], -1), mask, batch.y)
+    return batch.replace(x=d.reshape(*mask.shape[:-1], -1))

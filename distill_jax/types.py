@@ -26,11 +26,13 @@ class Batch:
             them, `[..., B, M]` (floats).
         mask: `[..., B, L]`, 1 where there is a token, 0 where there is padding.
         y: class probabilities `[..., B, C]`. A row of zeros counts for nothing.
+        more: further leaves by name, with the same leading axes: `[..., B, ...]`.
     """
 
     x: jax.Array
     mask: jax.Array
     y: jax.Array
+    more: dict[str, jax.Array] = flax.struct.field(default_factory=dict, kw_only=True)
 
 
 @flax.struct.dataclass
@@ -41,13 +43,14 @@ class Distilled:
         x: `[S, B, L, D]` sentences as matrices in embedding space.
         y_logits: `[S, B, C]`; the labels are their softmax.
         raw_lr: `[E, S]`; the inner step sizes are their softplus.
+        more: further learned leaves by name, each `[S, B, ...]`.
         ragged: each sentence has its own length: a row of zeros in `x` is no word.
     """
 
     x: jax.Array
     y_logits: jax.Array
     raw_lr: jax.Array
-    more: dict = flax.struct.field(default_factory=dict, kw_only=True)
+    more: dict[str, jax.Array] = flax.struct.field(default_factory=dict, kw_only=True)
     ragged: bool = flax.struct.field(pytree_node=False, default=False, kw_only=True)
 
     @property
@@ -63,7 +66,7 @@ class Distilled:
     @property
     def batches(self) -> Batch:
         """The S minibatches as the inner loop reads them."""
-        return Batch(self.x, self.mask, self.y)
+        return Batch(self.x, self.mask, self.y, more=self.more)
 
     @property
     def mask(self) -> jax.Array:
@@ -134,7 +137,41 @@ class MetaInfo:
     finite: Any
 
 
-LossFn = Callable[..., Scalar]  # (theta, batch, route=None) -> mean loss
+LossFn = Callable[..., Scalar]  # (theta, batch, route=None) -> mean loss; or a Loss
 InitFn = Callable[[jax.Array], Params]  # (key) -> theta_0
-# (distilled, theta_0, real batch); one with a true `keyed` takes a key after these.
-Objective = Callable[..., Scalar]
+Objective = Callable[..., Scalar]  # (distilled, theta_0, real batch); or a Keyed
+
+
+class Loss(NamedTuple):
+    """A loss and its parts; called, it is `value`.
+
+    Attributes:
+        value: `(theta, batch, route=None) -> mean loss`.
+        route: optional, `(theta, batch) -> route`: as of `Model`.
+        frozen: optional, `(batch) -> batch`, with the frozen part of the network done.
+    """
+
+    value: Callable[..., Scalar]
+    route: Callable[[Params, Batch], Any] | None = None
+    frozen: Callable[[Batch], Batch] | None = None
+
+    def __call__(self, *args, **kwargs) -> Scalar:
+        return self.value(*args, **kwargs)
+
+
+def as_loss(loss_fn: LossFn) -> Loss:
+    """A plain function as a `Loss` without parts; a `Loss` as it is."""
+    return loss_fn if isinstance(loss_fn, Loss) else Loss(loss_fn)
+
+
+class Keyed(NamedTuple):
+    """An objective that draws; called, it is `value`.
+
+    Attributes:
+        value: `(distilled, theta_0, real batch, key) -> scalar`.
+    """
+
+    value: Callable[..., Scalar]
+
+    def __call__(self, *args) -> Scalar:
+        return self.value(*args)

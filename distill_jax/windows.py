@@ -25,6 +25,7 @@ The start is traced, so one program serves all of them. Under `vmap` the steps b
 the windows go on until the latest window of the theta_0 begins.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -35,10 +36,7 @@ import optax
 from jax import lax
 
 from distill_jax.core import SGD, frozen_once, inner_step
-from distill_jax.types import Batch, Distilled, LossFn, Objective, Params
-
-# (distilled, theta_0, real batch, key); has an attribute `keyed` that is true
-KeyedObjective = Callable[[Any, Params, Batch, jax.Array], jax.Array]
+from distill_jax.types import Batch, Distilled, Keyed, LossFn, Objective, Params
 
 
 def train_window(
@@ -167,7 +165,7 @@ def random_window(
     inner_tx: optax.GradientTransformation = SGD,
     inner_grad: Callable = jax.value_and_grad,
     scan: Callable = lax.scan,
-) -> KeyedObjective:
+) -> Keyed:
     """Real-data loss after a window at a uniform place (Feng et al. 2024, RaT-BPTT).
 
     Each theta_0 has a window of its own.
@@ -178,7 +176,7 @@ def random_window(
         earliest: least steps before the window, in 0 .. T - W.
 
     Returns:
-        `(distilled, theta_0, real batch, key) -> meta_loss`, and `keyed`.
+        `(distilled, theta_0, real batch, key) -> meta_loss`; it is `Keyed`.
 
     Raises:
         ValueError: on a window below 1 or a negative `earliest`; from the objective,
@@ -204,8 +202,7 @@ def random_window(
         )
         return real_loss_fn(theta, batch)
 
-    objective.keyed = True  # type: ignore[attr-defined]
-    return objective
+    return Keyed(objective)
 
 
 @flax.struct.dataclass
@@ -231,14 +228,18 @@ def watched(distilled: Distilled, num_bins: int = 10) -> Watched:
     if num_bins < 1:
         raise ValueError(f"num_bins must be at least 1, got {num_bins}")
     signal = jnp.zeros((2, num_bins), distilled.x.dtype)
-    d = distilled
-    return Watched(d.x, d.y_logits, d.raw_lr, signal, ragged=d.ragged)
+    return _watched(distilled, signal)
+
+
+def _watched(distilled: Distilled, signal: jax.Array) -> Watched:
+    names = [field.name for field in dataclasses.fields(Distilled)]
+    return Watched(signal=signal, **{n: getattr(distilled, n) for n in names})
 
 
 def unwatched(distilled: Distilled) -> Distilled:
     """The distilled data without its signal."""
-    d = distilled
-    return Distilled(d.x, d.y_logits, d.raw_lr, ragged=d.ragged)
+    names = [field.name for field in dataclasses.fields(Distilled)]
+    return Distilled(**{name: getattr(distilled, name) for name in names})
 
 
 def watching(meta_tx: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -256,8 +257,7 @@ def watching(meta_tx: optax.GradientTransformation) -> optax.GradientTransformat
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         rest = None if params is None else unwatched(params)
         moved, state = tx.update(unwatched(updates), state, rest)
-        d, signal = moved, updates.signal
-        return Watched(d.x, d.y_logits, d.raw_lr, signal, ragged=d.ragged), state
+        return _watched(moved, updates.signal), state
 
     return optax.GradientTransformation(init, update)
 
@@ -274,7 +274,7 @@ def adaptive_window(
     inner_tx: optax.GradientTransformation = SGD,
     inner_grad: Callable = jax.value_and_grad,
     scan: Callable = lax.scan,
-) -> KeyedObjective:
+) -> Keyed:
     """Real-data loss after a window placed where gradients were large.
 
     With m_b the running mean of ||G_s|| over the starts s of bin b, n starts in all,
@@ -300,7 +300,7 @@ def adaptive_window(
         weighted: weigh the gradient for where windows are rare.
 
     Returns:
-        `(watched, theta_0, real batch, key) -> meta_loss`, and `keyed`. The loss is
+        `(watched, theta_0, real batch, key) -> meta_loss`; it is `Keyed`. The loss is
         that at the end of the window, never weighted.
 
     Raises:
@@ -358,8 +358,7 @@ def adaptive_window(
                 lambda g: (g / (p.size * p[start])).astype(g.dtype), grad
             )
         move = move.astype(data.signal.dtype)
-        grad = Watched(grad.x, grad.y_logits, grad.raw_lr, move, ragged=data.ragged)
-        return loss, grad
+        return loss, _watched(grad, move)
 
     def backward(grad, cotangent):
         grad = jax.tree.map(lambda g: (cotangent * g).astype(g.dtype), grad)
@@ -372,8 +371,7 @@ def adaptive_window(
     ) -> jax.Array:
         return loss(distilled, theta_0, batch, key)
 
-    objective.keyed = True  # type: ignore[attr-defined]
-    return objective
+    return Keyed(objective)
 
 
 def placement(signal: jax.Array, starts: int, explore: float) -> jax.Array:

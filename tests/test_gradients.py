@@ -18,7 +18,7 @@ from distill_jax.gradients import (
 )
 from distill_jax.losses import cross_entropy
 from distill_jax.models.text_cnn import text_cnn
-from distill_jax.types import Batch, Distilled, Model
+from distill_jax.types import Batch, Distilled, Loss, Model
 from tests.tiny import LOSS, MODEL, problem, real_batch
 
 V, S, E, B, L, D, C, N = 7, 3, 2, 2, 4, 4, 3, 4
@@ -91,7 +91,7 @@ def test_mixed_mode_chooses_once_and_reads_it_again():
         chosen.append(theta)
         return jnp.array([2, 0])
 
-    loss.route = route
+    loss = Loss(loss, route)
     theta = jnp.array([2.0, 3.0, 5.0])
     batch = Batch(jnp.array([1.0, 4.0]), jnp.ones(2), jnp.array([0.5, 1.0]))
     (value, grad), pull = jax.vjp(mixed_mode(loss), theta, batch)

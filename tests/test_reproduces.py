@@ -2,8 +2,8 @@
 
 Of these rows the distilled ones need every number of thousands of meta-steps to be the
 same. Not reproduced to the digit: rows of `experiments.distill`, `evaluate`, `ablation`
-and `transfer`, whose networks now start from the theta_0 of the comparison, and whose
-real sentences are trained on by its protocol.
+and `compact`. Their distilled sets are, but the networks that judge them now start from
+the theta_0 of the comparison, and their real sentences are trained on by its protocol.
 """
 
 from pathlib import Path

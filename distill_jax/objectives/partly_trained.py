@@ -15,7 +15,15 @@ import optax
 from jax import lax
 
 from distill_jax.core import SGD, inner_step
-from distill_jax.types import Batch, Distilled, InitFn, LossFn, Objective, Params
+from distill_jax.types import (
+    Batch,
+    Distilled,
+    InitFn,
+    Keyed,
+    LossFn,
+    Objective,
+    Params,
+)
 
 
 def partly_trained(
@@ -155,8 +163,7 @@ def after_training(
         theta, _ = lax.fori_loop(0, theta_0.steps, step, (start, inner_tx.init(start)))
         return objective(distilled, theta, batch, *own_key)
 
-    trained.keyed = getattr(objective, "keyed", False)  # as core.meta_grad asks
-    return trained
+    return Keyed(trained) if isinstance(objective, Keyed) else trained
 
 
 def _check_steps(max_steps: int) -> None:
