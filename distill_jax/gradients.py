@@ -26,8 +26,9 @@ def mixed_mode(loss_fn: LossFn) -> Callable[[Params, Batch], tuple[jax.Array, Pa
     """Makes the inner gradient whose own derivative is forward-over-reverse.
 
     A drop-in for `jax.value_and_grad`: same value, same derivative for theta and
-    every float leaf of the batch. The loss it returns is a report and carries no derivative, and neither
-    does the mask. A `loss_fn` with a `route` makes its discrete choices once a step.
+    every float leaf of the batch. The loss it returns is a report and carries no
+    derivative, and neither does the mask. A `loss_fn` with a `route` makes its
+    discrete choices once a step.
 
     Args:
         loss_fn: `(theta, batch, route=None) -> loss`.

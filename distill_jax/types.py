@@ -4,6 +4,7 @@ Axes: S minibatches, E passes over them, T = E * S inner steps, B examples in a
 minibatch, L tokens, D embedding width, C classes, N random theta_0.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -142,7 +143,8 @@ InitFn = Callable[[jax.Array], Params]  # (key) -> theta_0
 Objective = Callable[..., Scalar]  # (distilled, theta_0, real batch); or a Keyed
 
 
-class Loss(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Loss:
     """A loss and its parts; called, it is `value`.
 
     Attributes:
@@ -164,7 +166,8 @@ def as_loss(loss_fn: LossFn) -> Loss:
     return loss_fn if isinstance(loss_fn, Loss) else Loss(loss_fn)
 
 
-class Keyed(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Keyed:
     """An objective that draws; called, it is `value`.
 
     Attributes:

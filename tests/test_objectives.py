@@ -10,19 +10,11 @@ import numpy as np
 import optax
 import pytest
 import safetensors.numpy
-from distill_jax.evaluate import (
-    accuracies,
-    native,
-    one_hot_batch,
-    padded,
-    standard,
-)
-from experiments.experts import curve as experts_curve
-from experiments.experts import of_task as experts_of_task
 from jax.test_util import check_grads
 
 from distill_jax import data, objectives
 from distill_jax.core import meta_grad, meta_init, meta_step, unroll
+from distill_jax.fit import accuracy, epochs_order, fit
 from distill_jax.gradients import chunked, mixed_mode
 from distill_jax.losses import cross_entropy
 from distill_jax.models import bag, text_cnn
@@ -39,8 +31,8 @@ from distill_jax.objectives import (
     segments,
 )
 from distill_jax.parallel import pmap_meta_step
-from distill_jax.task import prepare
-from distill_jax.types import Distilled
+from distill_jax.task import one_hot_batch, padded
+from distill_jax.types import Distilled, Keyed
 
 S, E, B, L, D, C, H = 2, 2, 3, 3, 4, 3, 5
 VECTORS = np.random.default_rng(0).normal(size=(9, D))
@@ -72,10 +64,22 @@ def real(seed=0, size=8):
 BATCH = real()
 
 
+def one_epoch(loss_fn, data, lr, batch):
+    """Plain SGD through the data once, `(theta, key) -> theta`."""
+
+    def train(theta, key):
+        order = epochs_order(key, len(data.y), batch, 1)
+        stops, tx = jnp.array([len(order)]), optax.sgd(lr)
+        _, thetas = fit(loss_fn, data, order, theta, tx, stops)
+        return jax.tree.map(lambda a: a[0], thetas)
+
+    return train
+
+
 @functools.cache
 def recorded():
     """Two experts of three epochs, leaves `[2, 4, ...]`."""
-    train = standard(LOSS, real(7, 12), optax.sgd(0.5), num_epochs=1, batch_size=4)
+    train = one_epoch(LOSS, real(7, 12), 0.5, 4)
 
     @jax.jit
     def one(key):
@@ -419,7 +423,7 @@ def test_segments_that_do_not_exist_are_refused():
 
 
 def one_expert(lr=0.5):
-    train = standard(LOSS, real(7, 12), optax.sgd(lr), num_epochs=1, batch_size=4)
+    train = one_epoch(LOSS, real(7, 12), lr, 4)
 
     def one(key):
         a, b = jax.random.split(key)
@@ -429,7 +433,7 @@ def one_expert(lr=0.5):
 
 
 def test_trajectory_is_the_training_epoch_by_epoch():
-    train = standard(LOSS, real(7, 12), optax.sgd(0.5), num_epochs=1, batch_size=4)
+    train = one_epoch(LOSS, real(7, 12), 0.5, 4)
     got = experts.trajectory(train, THETA_0, jax.random.key(3), 2)
     keys = jax.random.split(jax.random.key(3), 2)
     thetas = [THETA_0]
@@ -592,10 +596,9 @@ def test_after_training_hands_on_the_key_that_an_objective_asks_for():
     def keyed(distilled, theta_0, batch, key):
         return distilled.x.sum() * jax.random.uniform(key)
 
-    keyed.keyed = True
-    made = after_training(keyed, LOSS)
-    assert made.keyed
-    assert not after_training(make("unrolled", MODEL), LOSS).keyed
+    made = after_training(Keyed(keyed), LOSS)
+    assert isinstance(made, Keyed)
+    assert not isinstance(after_training(make("unrolled", MODEL), LOSS), Keyed)
     at, key = Aged(THETA_0, jnp.array(1)), jax.random.key(4)
     expected = keyed(distilled(), THETA_0, BATCH, key)
     assert made(distilled(), at, BATCH, key) == expected
@@ -632,8 +635,11 @@ def questions(folder):
 
     @jax.jit
     def score(some):
-        train = native(loss_fn, some.batches, some.lr)
-        return accuracies(model, model.init, train, fresh, chunks).mean()
+        def one(key):
+            theta, _ = unroll(loss_fn, model.init(key), some.batches, some.lr)
+            return accuracy(model, theta, chunks)
+
+        return jax.lax.map(one, fresh).mean()
 
     return model, seen, begin, score
 
@@ -641,9 +647,7 @@ def questions(folder):
 @functools.cache
 def experts_of_questions(folder):
     model, seen, *_ = questions(folder)
-    train = standard(
-        cross_entropy(model), seen, optax.sgd(0.5), num_epochs=1, batch_size=16
-    )
+    train = one_epoch(cross_entropy(model), seen, 0.5, 16)
 
     @jax.jit
     def all_of(keys):
@@ -688,26 +692,3 @@ def test_it_learns(name, shared_data):
         for d in (begin, state.distilled)
     )
     assert after > before + 0.05, (before, after)
-
-
-def test_experts_of_a_task_learn_and_are_told_from_others(shared_data, tmp_path):
-    corpus = data.load(str(shared_data / "trec6"))
-    settings = {"hidden": 8}
-    task = prepare(
-        corpus, model="bag", model_settings=settings, vectors="random", length=8
-    )
-    said = []
-    make_them = partial(
-        experts_of_task, task, tmp_path, num=2, num_epochs=2, lr=0.3, say=said.append
-    )
-    got = make_them(settings=settings)
-    assert said == ["Experts: 1 of 2.", "Experts: 2 of 2."]
-    curve = experts_curve(task, got)
-    assert curve.shape == (3,) and curve[2] > curve[0] + 0.1
-    close(make_them(settings=settings), got, rtol=0, atol=0)
-    with pytest.raises(ValueError, match="recorded with network = "):
-        make_them(settings={"hidden": 9})
-    with pytest.raises(ValueError, match="lr must be over 0, got 0"):
-        experts_of_task(task, tmp_path, settings=settings, lr=0)
-    with pytest.raises(ValueError, match="at least 1, got 0 and 64"):
-        make_them(settings=settings, num_epochs=0)

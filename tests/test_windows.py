@@ -20,7 +20,7 @@ from distill_jax.core import (
 )
 from distill_jax.gradients import checkpointed_scan, clip_by_running_mean, mixed_mode
 from distill_jax.parallel import jit_meta_step, pmap_meta_step
-from distill_jax.types import Batch, Distilled
+from distill_jax.types import Batch, Distilled, Keyed
 from distill_jax.windows import (
     WINDOWS,
     Watched,
@@ -296,7 +296,7 @@ def temp_bytes(maker, passes, steps, **settings):
     )
     if maker is adaptive_window:
         d = Watched(d.x, d.y_logits, d.raw_lr, shape((2, 10)))
-    key = (KEYS[0],) if getattr(objective, "keyed", False) else ()
+    key = (KEYS[0],) if isinstance(objective, Keyed) else ()
     theta = shape((width, hidden)), shape((hidden, classes))
     batch = Batch(shape((1, 1, width)), shape((1, 1)), shape((1, classes)))
     lowered = jax.jit(jax.grad(objective)).lower(d, theta, batch, *key)
@@ -344,8 +344,7 @@ def test_an_objective_that_is_not_keyed_gets_no_key():
         assert len(more) == 1
         return d.x.sum() * jax.random.normal(more[0]) + theta["w"].sum()
 
-    keyed.keyed = True
-    loss, grad = meta_grad(keyed, MODEL.init, learned(1, 2), KEYS, BATCH)
+    loss, grad = meta_grad(Keyed(keyed), MODEL.init, learned(1, 2), KEYS, BATCH)
     theta = jax.vmap(MODEL.init)(KEYS)["w"].sum() / 4
     close(loss - grad.x[0, 0, 0, 0] * learned(1, 2).x.sum(), theta)  # the same theta_0
     assert abs(grad.x[0, 0, 0, 0]) > 1e-3
@@ -555,7 +554,6 @@ def test_step_sizes_of_another_shape_are_refused(shape):
 def test_an_objective_says_whether_it_needs_a_key():
     for kind, maker in WINDOWS.items():
         objective = maker(LOSS, window=1)
-        names = list(inspect.signature(objective).parameters)
-        assert (
-            getattr(objective, "keyed", False) == ("key" in names) == (kind != "last")
-        )
+        value = objective.value if isinstance(objective, Keyed) else objective
+        names = list(inspect.signature(value).parameters)
+        assert isinstance(objective, Keyed) == ("key" in names) == (kind != "last")

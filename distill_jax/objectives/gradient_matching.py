@@ -81,7 +81,7 @@ def gradient_matching(
         if not by_class:
             return jax.tree.map(lambda a: a[None], grad_fn(theta, batch)[1])
         only = jnp.eye(batch.y.shape[-1], dtype=batch.y.dtype)[:, None, :]
-        return jax.vmap(lambda y: grad_fn(theta, Batch(batch.x, batch.mask, y))[1])(
+        return jax.vmap(lambda y: grad_fn(theta, batch.replace(y=y))[1])(
             batch.y[None] * only
         )
 
