@@ -221,7 +221,7 @@ def compare(
 def _bound(method: Method, given: Mapping[str, Any]) -> Method:
     """A method of ours with what it was not given itself."""
     ours: Any = method
-    if not dataclasses.is_dataclass(ours):
+    if not dataclasses.is_dataclass(ours) or isinstance(ours, type):
         return method
     names = {field.name for field in dataclasses.fields(ours)}
     lacks = {k: v for k, v in given.items() if k in names and not getattr(ours, k)}

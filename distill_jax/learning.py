@@ -174,10 +174,10 @@ def objective_of(task: Task, recipe: Recipe, start: Distilled, inner_tx) -> Obje
         settings |= {"window": inner.window, "earliest": inner.window_earliest}
         return make(task.loss_fn, **settings)
     name, given = meta.objective, dict(meta.objective_settings)
-    if isinstance(name, str):
-        given |= _taken(objectives.get(name).make, settings)
-        return objectives.make(name, task.model, loss_fn=task.loss_fn, **given)
-    make = resolve(name, {}, "objective")
+    make = resolve(name, objectives.OBJECTIVES, "objective")
+    if isinstance(make, objectives.Kind):
+        given |= _taken(make.make, settings)
+        return objectives.make(make, task.model, loss_fn=task.loss_fn, **given)
     return make(task.loss_fn, **given | _taken(make, settings))
 
 

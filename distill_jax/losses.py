@@ -1,5 +1,6 @@
 """Losses and scores of a `Model` on a `Batch`."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -89,4 +90,4 @@ def frozen_part(model: Model, batch: Batch) -> Batch:
         return batch
     rows = x.reshape(-1, *x.shape[mask.ndim - 1 :])
     d = model.frozen(rows, mask.reshape(-1, mask.shape[-1]))
-    return batch.replace(x=d.reshape(*mask.shape[:-1], -1))
+    return dataclasses.replace(batch, x=d.reshape(*mask.shape[:-1], -1))

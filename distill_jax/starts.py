@@ -5,22 +5,15 @@ of each, equally many of each class and in rounds of one of each, so that miniba
 of C neighbours are balanced. Where C does not divide n, random classes give one more.
 """
 
-import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from distill_jax.selection import (
-    Selection,
-    herding,
-    kmeans_medoids,
-    random_balanced,
-)
+from distill_jax.names import resolve
+from distill_jax.selection import SELECTIONS, Selection, random_balanced
 from distill_jax.types import Batch
-
-_CHUNK = 1000  # sentences embedded at once
 
 
 class Corpus(NamedTuple):
@@ -89,39 +82,6 @@ def noise(corpus: Corpus, n: int, key: jax.Array) -> Started:
     like = corpus.sentences(rows[:1]).x
     x = jax.random.normal(key, (n, *like.shape[1:]), like.dtype)
     return Started(np.asarray(x), labels[rows])
-
-
-def class_means(corpus: Corpus, n: int, key: jax.Array) -> Started:
-    """At each position the mean word vector of a k-means cluster of the class.
-
-    One sentence of a class is the mean of all its sentences. A position that none of
-    them reaches gets the mean over all their words.
-
-    Args:
-        corpus: all its sentences are read, some at a time.
-        n: how many sentences; k is those of a class.
-        key: random key, for the starts of k-means (the best of 4 is kept).
-
-    Returns:
-        Means, shorter than word vectors where many sentences meet; balanced classes.
-
-    Raises:
-        ValueError: if n is below 1, or more than there are of a class.
-    """
-    labels = np.asarray(corpus.labels)
-    rows = kmeans_medoids(corpus.features, labels, n, key)
-    seeds = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
-    x = np.zeros_like(np.asarray(corpus.sentences(rows).x))
-    for label in np.unique(labels[rows]):
-        members = np.flatnonzero(labels == label)
-        places = np.flatnonzero(labels[rows] == label)
-        seed = int(seeds.integers(2**31))
-        cluster = _clusters(np.asarray(corpus.features)[members], len(places), seed)
-        for k, place in enumerate(places):
-            own = members[cluster == k]
-            # Too few distinct points leave clusters empty: then the medoid alone.
-            x[place] = _mean(corpus, own if len(own) else rows[place : place + 1])
-    return Started(x, labels[rows])
 
 
 def keywords(corpus: Corpus, n: int, key: jax.Array) -> Started:
@@ -208,38 +168,6 @@ def with_length(x: np.ndarray, length: int) -> np.ndarray:
     return np.take_along_axis(np.asarray(x), rows[..., None], 1)
 
 
-def _clusters(points: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """The k-means cluster of each point, `[M]` integers below k."""
-    if k == 1:
-        return np.zeros(len(points), int)
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
-
-    # One thread: sums over several are not the same from run to run.
-    with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model = KMeans(k, random_state=seed).set_params(n_init=4)
-        return model.fit_predict(np.asarray(points, np.float64))
-
-
-def _mean(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    """Mean word vector at each position of some sentences, `[L, D]`."""
-    total, count = 0.0, 0.0
-    size = min(_CHUNK, len(corpus.labels))
-    for first in range(0, len(rows), size):
-        some = rows[first : first + size]
-        # Filled up to one shape, which is compiled once.
-        batch = corpus.sentences(np.resize(some, size))
-        mask = np.asarray(batch.mask, np.float64)[: len(some)]
-        x = np.asarray(batch.x)[: len(some)]
-        total = total + np.einsum("nl,nld->ld", mask, x)
-        count = count + mask.sum(0)
-    total, count = np.asarray(total), np.asarray(count)[:, None]
-    overall = total.sum(0, keepdims=True) / np.maximum(count.sum(), 1)
-    return np.where(count > 0, total / np.maximum(count, 1), overall)
-
-
 def _masked(batch: Batch) -> np.ndarray:
     return np.asarray(batch.x) * np.asarray(batch.mask, batch.x.dtype)[..., None]
 
@@ -247,15 +175,21 @@ def _masked(batch: Batch) -> np.ndarray:
 STARTS: dict[str, Start] = {
     "noise": noise,
     "real": selected(random_balanced),
-    "kmeans_medoids": selected(kmeans_medoids),
-    "herding": selected(herding),
-    "class_means": class_means,
     "keywords": keywords,
 }
 
 
-def get(name: str) -> Start:
-    """The start of that name; ValueError lists the known ones."""
-    if name not in STARTS:
-        raise ValueError(f"unknown start {name!r}; known: {', '.join(sorted(STARTS))}")
-    return STARTS[name]
+def get(start: Any) -> Start:
+    """The start of that name, or the user's own.
+
+    Args:
+        start: of `STARTS`, or of `SELECTIONS` for the sentences that it picks; or a
+            `Start`, `named` or not.
+
+    Raises:
+        ValueError: for a name that is not known, listing those that are.
+    """
+    if isinstance(start, str) and start in SELECTIONS:
+        return selected(SELECTIONS[start])
+    known = STARTS | {name: noise for name in SELECTIONS}
+    return resolve(start, known, "start")

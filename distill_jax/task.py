@@ -326,7 +326,7 @@ def _mean_embedding(task: Task, tokens: jax.Array) -> jax.Array:
 
 def embedded(task: Task, batch: Batch) -> Batch:
     """The batch with its tokens looked up: `x` becomes `[N, L, D]`."""
-    return batch.replace(x=task.model.embed(None, batch.x))
+    return dataclasses.replace(batch, x=task.model.embed(None, batch.x))
 
 
 def in_chunks(task: Task, batch: Batch) -> Batch:

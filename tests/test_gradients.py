@@ -9,11 +9,11 @@ import optax
 import pytest
 from jax import lax
 
+from distill_jax.contrib import clip_by_running_mean
 from distill_jax.core import meta_grad, unroll, unrolled
 from distill_jax.gradients import (
     checkpointed_scan,
     chunked,
-    clip_by_running_mean,
     mixed_mode,
 )
 from distill_jax.losses import cross_entropy

@@ -39,13 +39,14 @@ ALLOWED = {
     "losses": _of("types"),
     "models": _of("types"),
     "results": _of("progress schema"),
-    "starts": _of("selection types"),
+    "starts": _of("names selection types"),
     "compact": _of("artifact types"),
     "objectives": _of("core losses types"),
     "parallel": _of("core types"),
     "study": _of("results"),
     "task": _of("data losses models names types"),
     "windows": _of("core types"),
+    "contrib": _of("core objectives selection starts types windows"),
     "fit": _of("core losses parallel task types"),
     "loop": _of("checkpoints parallel signals types"),
     "recipe": _of("names objectives"),
@@ -81,7 +82,7 @@ ALLOWED = {
         "task train types"
     ),
     "tune": _of(
-        "compare distill fit loop names progress recipe results schema selection "
+        "distill fit loop names progress recipe results schema selection "
         "space study task"
     ),
     "transfer": _of(

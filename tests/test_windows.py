@@ -11,6 +11,17 @@ import optax
 import pytest
 from jax import lax
 
+from distill_jax import contrib, windows
+from distill_jax.contrib import clip_by_running_mean
+from distill_jax.contrib.windows import (
+    Watched,
+    adaptive_window,
+    placement,
+    truncated,
+    unwatched,
+    watched,
+    watching,
+)
 from distill_jax.core import (
     SGD,
     meta_grad,
@@ -18,22 +29,10 @@ from distill_jax.core import (
     meta_step,
     unrolled,
 )
-from distill_jax.gradients import checkpointed_scan, clip_by_running_mean, mixed_mode
+from distill_jax.gradients import checkpointed_scan, mixed_mode
 from distill_jax.parallel import jit_meta_step, pmap_meta_step
 from distill_jax.types import Batch, Distilled, Keyed
-from distill_jax.windows import (
-    WINDOWS,
-    Watched,
-    adaptive_window,
-    num_starts,
-    placement,
-    random_window,
-    train_window,
-    truncated,
-    unwatched,
-    watched,
-    watching,
-)
+from distill_jax.windows import num_starts, random_window, train_window
 from tests.tiny import LOSS, MODEL, B, C, D, L, real_batch
 
 INNER = {
@@ -45,6 +44,7 @@ GRADS = {"plain": jax.value_and_grad, "mixed": mixed_mode}
 THETA_0 = MODEL.init(jax.random.key(1))
 BATCH = real_batch(0, 5)
 KEYS = jax.random.split(jax.random.key(4), 4)
+WINDOWS = windows.WINDOWS | contrib.WINDOWS
 each_kind = pytest.mark.parametrize("kind", sorted(WINDOWS))
 keyed_kinds = pytest.mark.parametrize("kind", ["random", "adaptive"])
 

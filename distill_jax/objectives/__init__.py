@@ -9,22 +9,7 @@ from typing import NamedTuple
 
 from distill_jax.core import unrolled
 from distill_jax.losses import cross_entropy
-from distill_jax.objectives import experts
-from distill_jax.objectives.distribution_matching import distribution_matching
 from distill_jax.objectives.feature_regression import feature_regression
-from distill_jax.objectives.gradient_matching import gradient_matching
-from distill_jax.objectives.partly_trained import (
-    Aged,
-    after_training,
-    aged,
-    from_experts,
-    partly_trained,
-)
-from distill_jax.objectives.trajectory_matching import (
-    Segment,
-    segments,
-    trajectory_matching,
-)
 from distill_jax.types import LossFn, Model, Objective
 
 
@@ -35,44 +20,19 @@ class Kind(NamedTuple):
         make: `(loss_fn or model, **settings) -> Objective`.
         takes: what it is made from, `loss_fn` or `model`.
         learns_lr: does the gradient reach the inner step sizes?
-        segments: is its theta_0 a `Segment`?
     """
 
     make: Callable[..., Objective]
     takes: str
     learns_lr: bool
-    segments: bool = False
 
 
 OBJECTIVES: dict[str, Kind] = {
     "unrolled": Kind(unrolled, "loss_fn", learns_lr=True),
-    "gradient_matching": Kind(gradient_matching, "loss_fn", learns_lr=False),
-    "distribution_matching": Kind(distribution_matching, "model", learns_lr=False),
-    "trajectory_matching": Kind(
-        trajectory_matching, "loss_fn", learns_lr=True, segments=True
-    ),
     "feature_regression": Kind(feature_regression, "model", learns_lr=False),
 }
 
-__all__ = [
-    "OBJECTIVES",
-    "Aged",
-    "Kind",
-    "Segment",
-    "after_training",
-    "aged",
-    "distribution_matching",
-    "experts",
-    "feature_regression",
-    "from_experts",
-    "get",
-    "gradient_matching",
-    "make",
-    "partly_trained",
-    "segments",
-    "trajectory_matching",
-    "unrolled",
-]
+__all__ = ["OBJECTIVES", "Kind", "feature_regression", "get", "make", "unrolled"]
 
 
 def get(name: str) -> Kind:
@@ -84,12 +44,12 @@ def get(name: str) -> Kind:
 
 
 def make(
-    name: str, model: Model, *, loss_fn: LossFn | None = None, **settings
+    name: str | Kind, model: Model, *, loss_fn: LossFn | None = None, **settings
 ) -> Objective:
     """Makes an objective for a network.
 
     Args:
-        name: of `OBJECTIVES`.
+        name: of `OBJECTIVES`, or a `Kind` of your own.
         model: the network.
         loss_fn: of the inner steps; its cross-entropy unless given.
         settings: keyword arguments of the objective.
@@ -97,7 +57,7 @@ def make(
     Raises:
         ValueError: for a name or setting that is not known, listing those that are.
     """
-    kind = get(name)
+    kind = name if isinstance(name, Kind) else get(name)
     known = sorted(
         p.name
         for p in inspect.signature(kind.make).parameters.values()
@@ -106,7 +66,7 @@ def make(
     for setting in settings:
         if setting not in known:
             raise ValueError(
-                f"objective {name} has no setting {setting!r}; known: "
+                f"objective {kind.make.__name__} has no setting {setting!r}; known: "
                 f"{', '.join(known) or 'none'}"
             )
     source = model if kind.takes == "model" else loss_fn or cross_entropy(model)

@@ -12,6 +12,7 @@ zero: for hard labels that of the examples of c, as in the paper, for soft ones 
 example counts by its share of c.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -81,7 +82,7 @@ def gradient_matching(
         if not by_class:
             return jax.tree.map(lambda a: a[None], grad_fn(theta, batch)[1])
         only = jnp.eye(batch.y.shape[-1], dtype=batch.y.dtype)[:, None, :]
-        return jax.vmap(lambda y: grad_fn(theta, batch.replace(y=y))[1])(
+        return jax.vmap(lambda y: grad_fn(theta, dataclasses.replace(batch, y=y))[1])(
             batch.y[None] * only
         )
 
