@@ -220,9 +220,9 @@ def compare(
 
 def _bound(method: Method, given: Mapping[str, Any]) -> Method:
     """A method of ours with what it was not given itself."""
-    ours: Any = method
-    if not dataclasses.is_dataclass(ours) or isinstance(ours, type):
+    if not dataclasses.is_dataclass(method):
         return method
+    ours: Any = method
     names = {field.name for field in dataclasses.fields(ours)}
     lacks = {k: v for k, v in given.items() if k in names and not getattr(ours, k)}
     return dataclasses.replace(ours, **lacks)
