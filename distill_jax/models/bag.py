@@ -19,13 +19,17 @@ class _Bag(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
-        weight = mask.astype(x.dtype)[..., None]
-        h = (x * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
+        h = x if x.ndim == mask.ndim else _mean(x, mask)
         h = nn.Dense(self.hidden, param_dtype=self.param_dtype, name="hidden")(h)
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(h))
         if self.headless:
             return h
         return nn.Dense(self.num_classes, param_dtype=self.param_dtype, name="out")(h)
+
+
+def _mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    weight = mask.astype(x.dtype)[..., None]
+    return (x * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
 
 
 def bag(
@@ -40,7 +44,7 @@ def bag(
         dropout: rate on the hidden layer, in [0, 1).
 
     Returns:
-        The model; its parameters have the dtype of `vectors`.
+        The model, the mean its `frozen` part; parameters have the dtype of `vectors`.
 
     Raises:
         ValueError: on a size or rate out of its range, or a bad table.
@@ -53,4 +57,7 @@ def bag(
     def features(params, x, mask):
         return headless.apply({"params": params}, x, mask, False)
 
-    return from_linen(module, table)._replace(features=features)
+    def read(x, mask):
+        return _mean(table[x] if jnp.issubdtype(x.dtype, jnp.integer) else x, mask)
+
+    return from_linen(module, table)._replace(features=features, frozen=read)
