@@ -1,8 +1,8 @@
 """The library gives committed rows again, to the last digit, at the same seeds.
 
 Rows of bag were made when each step took the mean of the word vectors anew. It is now
-taken once, which is the same to rounding; a distillation amplifies that to a tenth of a
-point or so, and all else gives the same digits. So bag is here as it was then.
+taken once, which is the same to rounding; a distillation amplifies that as another seed
+would, and all else gives the same digits. So bag is here as it was then.
 
 Of these rows the distilled ones need every number of thousands of meta-steps to be the
 same. Not reproduced to the digit: rows of `experiments.distill`, `evaluate`, `ablation`
