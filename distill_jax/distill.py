@@ -19,7 +19,6 @@ from distill_jax import (
     checkpoints,
     core,
     loop,
-    losses,
     parallel,
 )
 from distill_jax.learning import (
@@ -270,7 +269,7 @@ def _fixed(init_fn: InitFn, seed: int, key: jax.Array) -> Any:
 
 def _frozen_train(task: Task) -> Batch:
     """All of train with the frozen part of the network done, where memory allows."""
-    read = partial(losses.frozen_part, task.model)
+    read = partial(core.frozen_once, task.loss_fn)
     size = jax.eval_shape(read, task.train).x
     if size.size * size.dtype.itemsize > FROZEN_BYTES:
         return task.train

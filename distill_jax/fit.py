@@ -16,8 +16,8 @@ import numpy as np
 import optax
 from jax import lax
 
-from distill_jax import losses, parallel
-from distill_jax.core import SGD, unroll
+from distill_jax import parallel
+from distill_jax.core import SGD, frozen_once, unroll
 from distill_jax.losses import num_correct
 from distill_jax.task import Task, embedded, in_chunks, take
 from distill_jax.types import Batch, InitFn, LossFn, Model, Params
@@ -133,14 +133,14 @@ def epochs_order(key: jax.Array, n: int, batch: int, num_epochs: int) -> jax.Arr
 def examples(task: Task, batch: Batch, *, room: int = 0) -> Batch:
     """What is trained on: embedded, with a row after the last that counts for nothing.
 
-    What of the network is frozen is done.
+    The frozen part of the network is done, where the loss has one.
 
     Args:
         task: whose word vectors are used for token ids.
         batch: `[n, ...]`.
         room: fill up to this many examples, with rows that count for nothing.
     """
-    batch = losses.frozen_part(task.model, jax.tree.map(jnp.asarray, batch))
+    batch = frozen_once(task.loss_fn, jax.tree.map(jnp.asarray, batch))
     if jnp.issubdtype(batch.x.dtype, jnp.integer):
         batch = embedded(task, batch)
     extra = max(room - len(batch.y), 0) + 1

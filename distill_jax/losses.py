@@ -18,7 +18,7 @@ def logits_fn(model: Model) -> Callable[..., jax.Array]:
 
     def logits(theta: Params, batch: Batch, *, key=None, route=None) -> jax.Array:
         choices = {} if model.route is None else {"route": route}
-        x = embedded(model, theta, batch)
+        x = network_input(model, theta, batch)
         return model.apply(theta, x, batch.mask, key=key, **choices)
 
     return logits
@@ -31,7 +31,7 @@ def route_fn(model: Model) -> Callable[[Params, Batch], object] | None:
         return None
 
     def route(theta: Params, batch: Batch):
-        return choose(theta, embedded(model, theta, batch), batch.mask)
+        return choose(theta, network_input(model, theta, batch), batch.mask)
 
     return route
 
@@ -66,12 +66,17 @@ def num_correct(model: Model) -> Callable[[Params, Batch], jax.Array]:
 
 
 def embedded(model: Model, theta: Params, batch: Batch) -> jax.Array:
-    """`batch.x` as the network takes it: integers are looked up, or read frozen."""
-    if model.frozen is not None:
-        return frozen_part(model, batch).x
+    """`batch.x` as word vectors `[..., B, L, D]`: integers are looked up."""
     if jnp.issubdtype(batch.x.dtype, jnp.integer):
         return model.embed(theta, batch.x)
     return batch.x
+
+
+def network_input(model: Model, theta: Params, batch: Batch) -> jax.Array:
+    """`batch.x` as the network takes it: word vectors, or its frozen part done."""
+    if model.frozen is not None:
+        return frozen_part(model, batch).x
+    return embedded(model, theta, batch)
 
 
 def frozen_part(model: Model, batch: Batch) -> Batch:

@@ -20,7 +20,7 @@ import optax
 from jax import lax
 
 from distill_jax import losses, parallel
-from distill_jax.core import unroll
+from distill_jax.core import frozen_once, unroll
 from distill_jax.fit import (
     Job,
     Trainer,
@@ -249,8 +249,8 @@ class Judge:
 
     @property
     def all_data(self) -> Batch:
-        """All of train, with what is frozen of the network done."""
-        read = jax.jit(partial(losses.frozen_part, self.task.model))
+        """All of train, the frozen part of the network done where the loss has one."""
+        read = jax.jit(partial(frozen_once, self.task.loss_fn))
         return self.task.once("all data", lambda: read(self.task.train))
 
     def full_accuracies(self) -> np.ndarray:

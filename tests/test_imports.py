@@ -60,7 +60,7 @@ ALLOWED = {
         "task train types"
     ),
     "distill": _of(
-        "checkpoints core learning loop losses names parallel recipe task train types"
+        "checkpoints core learning loop names parallel recipe task train types"
     ),
     "space": _of("distill names recipe starts"),
     "stored": _of("artifact data distill names parallel results task train types"),

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from distill_jax.losses import embedded, logits_fn
+from distill_jax.losses import logits_fn, network_input
 from distill_jax.queries import Query
 from distill_jax.types import Batch, Model, Params
 
@@ -99,7 +99,8 @@ def pool_features(
 
     def features(theta: Params, chunks: Batch) -> jax.Array:
         def one(x, mask):
-            return read(theta, embedded(model, theta, Batch(x, mask, mask)), mask)
+            batch = Batch(x, mask, mask)
+            return read(theta, network_input(model, theta, batch), mask)
 
         return _in_blocks(one, chunks, block, axis=0)
 

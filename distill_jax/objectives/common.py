@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 from jax import lax
 
-from distill_jax.losses import embedded
+from distill_jax.losses import network_input
 from distill_jax.types import Batch, Distilled, Model, Params
 
 
@@ -28,6 +28,6 @@ def features_of(model: Model) -> Callable[[Params, Batch], jax.Array]:
 
     def features(theta: Params, batch: Batch) -> jax.Array:
         theta = lax.stop_gradient(theta)
-        return read(theta, embedded(model, theta, batch), batch.mask)
+        return read(theta, network_input(model, theta, batch), batch.mask)
 
     return features
